@@ -1,0 +1,135 @@
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011), written in torch integer arithmetic.
+
+Every random number in `rapa` is a pure function of a key (what it is for, the stream, the seed) and of where it is
+used (draw, image, layer, index). Nothing depends on the order of calls, the batch, the device or the thread count.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+MAX_SEED = _MASK
+
+
+class Purpose(IntEnum):
+    """What a random number is for; two purposes never share numbers."""
+
+    INITIALISATION = 1
+    SHUFFLE = 2
+    AUGMENTATION = 3
+    ASSIGNMENT = 4
+    POOLING = 5
+    DROPOUT = 6
+    ATTACK = 7
+    DATA = 8
+
+
+class Stream(IntEnum):
+    """The use a network is put to; each has draws of its own for the same image."""
+
+    TRAIN = 0
+    TEST = 1
+    VOTE = 2
+    ATTACK = 3
+    CALLS = 4
+    FIXED = 5
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: four int64 tensors of broadcastable shapes, values in [0, 2^32).
+        key: two integers in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of the broadcast shape, values in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap modulo 2^64, which leaves both halves right once they are masked.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return torch.broadcast_tensors(c0, c1, c2, c3)
+
+
+def words(
+    purpose: Purpose,
+    seed: int,
+    *,
+    images: Tensor,
+    count: int,
+    draw: int | Tensor = 0,
+    layer: int = 0,
+    stream: Stream = Stream.TRAIN,
+    first_block: int = 0,
+) -> Tensor:
+    """Random 32-bit words for each image.
+
+    The Philox key is (seed, purpose + 256 stream), the counter (block, layer, image, draw); word i of an image is
+    word i mod 4 of block i // 4.
+
+    Args:
+        purpose: what the numbers are for.
+        seed: in [0, 2^32).
+        images: image ids, int64, shape (B,), values in [0, 2^32).
+        count: how many words for each image.
+        draw: the epoch or draw, one number or one for each image, in [0, 2^32).
+        layer: the layer's index in its network.
+        stream: what the network is used for.
+        first_block: the first block of four words to use.
+
+    Returns:
+        int64 tensor of shape (B, count), values in [0, 2^32), on the device of `images`.
+    """
+    check_seed(seed)
+    device = images.device
+    blocks = torch.arange(first_block, first_block + (count + 3) // 4, device=device)
+    draws = torch.as_tensor(draw, dtype=torch.int64, device=device)
+    if draws.ndim:
+        draws = draws[:, None]
+    output = philox4x32(
+        (blocks, torch.tensor(layer, device=device), images[:, None], draws),
+        (seed, int(purpose) + 256 * int(stream)),
+    )
+    return torch.stack(output, -1).reshape(len(images), -1)[:, :count]
+
+
+def uniform(random_words: Tensor) -> Tensor:
+    """Maps 32-bit words to float32 in [0, 1), 24 bits each."""
+    return (random_words >> 8).to(torch.float32) * 2.0**-24
+
+
+def generator(purpose: Purpose, seed: int, *, layer: int = 0, draw: int = 0) -> torch.Generator:
+    """A CPU generator seeded from the key, for where torch wants one."""
+    low, high = words(purpose, seed, images=torch.zeros(1, dtype=torch.int64), count=2, draw=draw, layer=layer)[0]
+    return torch.Generator().manual_seed(int(low) + (int(high) << 31))
+
+
+def permutation(seed: int, epoch: int, size: int) -> Tensor:
+    """The order in which an epoch visits `size` images: int64, shape (size,), every order equally likely."""
+    ids = torch.arange(size)
+    high, low = words(Purpose.SHUFFLE, seed, images=ids, count=2, draw=epoch).unbind(1)
+    # Two words make ties between images practically impossible; those left are broken by the id.
+    return torch.argsort((high << 31) | (low >> 1), stable=True)
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless the seed is a 32-bit number."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed: got {seed}, allowed are whole numbers from 0 to {MAX_SEED}")
