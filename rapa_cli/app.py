@@ -1,0 +1,196 @@
+"""The command `rapa`: its subcommands, and the one place where errors become messages and exit codes.
+
+Nothing heavy is imported here: `rapa --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from rapa_cli import __version__
+from rapa_cli.errors import FileError, Interrupted, RapaError, suggestion
+
+INTERRUPTED = 130
+TERMINATED = 143
+BROKEN_PIPE = 1
+
+app = typer.Typer(
+    name="rapa",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rapa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def rapa(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Convolutional networks whose kernel matrices are replicated on several analog arrays."""
+
+
+def _register() -> None:
+    for name in ("train", "evaluate", "vote", "attack", "reduce", "inspect", "doctor", "demo"):
+        if importlib.util.find_spec(f"rapa_cli.commands.{name}"):
+            app.command(name)(getattr(importlib.import_module(f"rapa_cli.commands.{name}"), name))
+    if importlib.util.find_spec("rapa_cli.commands.data"):
+        app.add_typer(importlib.import_module("rapa_cli.commands.data").app, name="data")
+
+
+_register()
+
+
+def main() -> None:
+    """The entry point: runs `sys.argv` and exits with the code that belongs to the outcome."""
+    if not sys.warnoptions:
+        # Warnings of libraries are for developers: tests and `python -W` show them.
+        warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _silence_output()
+    except OSError as error:
+        code = _report(error)
+        _silence_output()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line.
+
+    Args:
+        arguments: what stands after `rapa`.
+
+    Returns:
+        The exit code: 0 done, 1 unexpected, 2 wrong usage or configuration, 3 a file is missing, damaged or cannot be
+        written, 4 a check did not hold, 130 interrupted, 143 terminated.
+    """
+    try:
+        outcome = typer.main.get_command(app)(list(arguments), prog_name="rapa", standalone_mode=False)
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            _say("terminated")
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except (KeyboardInterrupt, typer.Abort):
+        outcome = INTERRUPTED
+    except BrokenPipeError:
+        return _silence_output()
+    except Exception as error:
+        if os.environ.get("RAPA_TRACEBACK"):
+            traceback.print_exception(error)
+        return _report(error)
+    if outcome == INTERRUPTED:
+        _say("interrupted")
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _report(error: Exception) -> int:
+    """Shows an error in one line and a hint, and gives its exit code."""
+    if hasattr(error, "format_message"):
+        return _report_usage(error)
+    known = error if isinstance(error, RapaError) else _from_system(error)
+    if known is None:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        _say(f"internal error: {text}", "set RAPA_TRACEBACK=1 to see where", prefix="error: ")
+        return 1
+    _say(known.message, known.hint, prefix="" if isinstance(known, Interrupted) else "error: ")
+    return known.exit_code
+
+
+def _report_usage(error: Any) -> int:
+    """Shows an error of the command line parser, whichever module of typer or click it comes from."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        # With no subcommand given the help is what was wanted; its text is the message.
+        typer.echo(error.format_message())
+        return 0
+    message = " ".join(str(error.format_message()).split())
+    hint = None
+    option = getattr(error, "option_name", None)
+    unknown_command = re.match(r"No such command '(.*?)'\.", message)
+    if type(error).__name__ == "NoSuchOption" and context is not None:
+        message = f"no such option: {option}"
+        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        hint = suggestion(str(option), (name for name in known if name.startswith("-")))
+    elif unknown_command and context is not None:
+        message = f"no such command: {unknown_command[1]}"
+        hint = suggestion(unknown_command[1], context.command.commands)
+    elif context is not None:
+        hint = f"'{context.command_path} -h' shows what is allowed"
+    _say(message[:1].lower() + message[1:].rstrip("."), hint, prefix="error: ")
+    return int(error.exit_code)
+
+
+def _from_system(error: Exception) -> RapaError | None:
+    """The file error or lack of memory that an exception of Python or torch stands for; None for any other."""
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    ):
+        return FileError("out of memory", hint="try a smaller --batch-size, or fewer images")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return FileError(f"{where}the disk is full", hint="free some space, or choose another folder")
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            reason = os.strerror(error.errno).lower()
+            return FileError(f"{where}{reason}", hint="choose a file or folder that you may use")
+    return None
+
+
+def _say(message: str, hint: str | None = None, *, prefix: str = "") -> None:
+    """Writes one line, and one for the hint, on standard error."""
+    from rich.text import Text
+
+    from rapa_cli.console import err
+
+    console = err()
+    colour = "bold red" if prefix else "bold yellow"
+    console.print(Text.assemble((prefix, colour), _one_line(message)), soft_wrap=True)
+    if hint:
+        console.print(Text.assemble(("hint: ", "bold cyan"), _one_line(hint)), soft_wrap=True)
+
+
+def _one_line(text: str) -> str:
+    """The text with everything that would break or hide the line written as an escape."""
+    joined = " ".join(text.splitlines())
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined)
+
+
+def _silence_output() -> int:
+    """Whoever read standard output is gone: nothing more can be shown there, and Python must not complain at exit."""
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Ends the program through SystemExit, so that half-written files are removed; a second signal ends it at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise SystemExit(TERMINATED)
