@@ -1,0 +1,228 @@
+"""Finding a data set by its name: in the store, in official files that lie beside it, or drawn by ourselves."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapa_cli.data import download, shapes, sources, store
+from rapa_cli.data.images import DataSet, Progress, silent
+from rapa_cli.data.sources import Contents
+from rapa_cli.errors import ConfigError, FileError, suggestion
+
+DOWNLOADABLE = ("cifar10", "cifar100", "svhn")
+EMBEDDED = "shapes"
+KNOWN = (EMBEDDED, *DOWNLOADABLE)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of `rapa data list`.
+
+    Attributes:
+        name: what `--data` calls the data set.
+        state: "stored", "embedded" (drawn when first used), "official files" (imported when first used), "damaged"
+            or "absent" (a known data set that `rapa data get` would fetch).
+        classes: number of classes, 0 where unknown.
+        train: number of training images, 0 where unknown.
+        test: number of test images, 0 where unknown.
+        shape: channels, height and width; None where unknown.
+        size: bytes on disk.
+        source: where the images come from, or what is wrong.
+    """
+
+    name: str
+    state: str
+    classes: int = 0
+    train: int = 0
+    test: int = 0
+    shape: tuple[int, int, int] | None = None
+    size: int = 0
+    source: str = ""
+
+
+def data_dir(explicit: Path | None = None) -> Path:
+    """The folder of the store: `explicit`, else $RAPA_DATA_DIR, else `rapa` in the user's data folder."""
+    if explicit is not None:
+        return explicit.expanduser()
+    named = os.environ.get("RAPA_DATA_DIR")
+    return Path(named).expanduser() if named else _users_own()
+
+
+def open_data(name: str, data_dir: Path | None = None, *, progress: Progress = silent) -> DataSet:
+    """Opens a data set by its name.
+
+    `shapes` is drawn when it is first used. A known data set whose official files lie in the data folder is imported
+    when it is first used; where that folder cannot be written, the store in the user's own data folder takes it.
+
+    Args:
+        name: "shapes", or a name that `rapa data list` shows.
+        data_dir: the folder of the store; None for the usual one.
+        progress: called while images are drawn or imported.
+
+    Raises:
+        ConfigError: the name cannot be the name of a data set.
+        FileError: there is no such data set, or it is damaged.
+    """
+    home = _home(data_dir)
+    check_name(name)
+    if name == EMBEDDED:
+        return _embedded(home, progress)
+    for folder in (home / name, _users_own() / name):
+        # The user's own folder counts only as the place of what could not be stored beside its official files.
+        beside = folder.parent == home or sources.find(name, home) is not None
+        if beside and store.exists(folder):
+            return store.read(folder)
+    official = sources.find(name, home)
+    if official is not None:
+        contents = sources.load(official, progress)
+        target = home if _writable(home) else _users_own()
+        return _store(target / name, name, contents)
+    raise _absent(name, home, data_dir)
+
+
+def get(
+    name: str,
+    source: Path | None = None,
+    *,
+    data_dir: Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> tuple[DataSet, bool]:
+    """Puts a data set into the store.
+
+    Args:
+        name: a known name, or with a `source` any name.
+        source: the official archive or folder, a folder with train.npz and test.npz, or a folder of images; None
+            draws `shapes` or downloads a known data set.
+        data_dir: the folder of the store; None for the usual one.
+        force: whether a data set of that name is replaced.
+        progress: called while images are fetched, read or drawn.
+
+    Returns:
+        The data set, and whether it is new: False means that the store had it already.
+
+    Raises:
+        ConfigError: the name cannot be the name of a data set.
+        FileError: the source is missing or damaged, the download failed, the store cannot be written, or it has
+            another data set of that name.
+    """
+    home = _home(data_dir)
+    check_name(name)
+    folder = home / name
+    if name == EMBEDDED:
+        if source is not None:
+            raise ConfigError(f"'{EMBEDDED}' is drawn by rapa itself and takes no --from", hint="choose another name")
+        before = store.exists(folder) and not force
+        return _embedded(home, progress, again=force), not before
+    if source is None:
+        if store.exists(folder) and not force:
+            return store.read(folder), False
+        if name not in DOWNLOADABLE:
+            hint = f"{suggestion(name, KNOWN)}; for images of your own: rapa data get {name} --from FOLDER"
+            raise FileError(f"no place is known to fetch '{name}' from", hint=hint)
+        official = sources.find(name, home) or download.fetch(name, home, progress)
+        return _store(folder, name, sources.load(official, progress)), True
+    contents = sources.load(sources.recognise(source.expanduser()), progress)
+    if name in DOWNLOADABLE and contents.kind in DOWNLOADABLE and contents.kind != name:
+        raise FileError(f"{source} holds {contents.kind}, not {name}", hint=f"rapa data get {contents.kind} --from ...")
+    if store.exists(folder) and not force:
+        found = store.read(folder)
+        if store.fingerprints(contents.train, contents.test) == store.fingerprints(found.train, found.test):
+            return found, False
+        raise FileError(f"{folder} holds other images already", hint="--force replaces them, or choose another name")
+    return _store(folder, name, contents), True
+
+
+def listing(data_dir: Path | None = None) -> list[Entry]:
+    """Every data set that `--data` can name here, and the known ones that are not here; by name.
+
+    Raises:
+        FileError: the data folder is no folder.
+    """
+    home = _home(data_dir)
+    stored = {folder.name for folder in home.iterdir() if store.exists(folder)} if home.is_dir() else set()
+    return [_entry(name, home) for name in sorted(stored | set(KNOWN))]
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError unless the name can be a data set's: letters, digits and - _ . only, no path."""
+    if not _NAME.fullmatch(name):
+        hint = "names have letters, digits and - _ . only, and start with a letter or digit"
+        if Path(name).is_dir():
+            hint = f"give the folder a name first: rapa data get NAME --from {name}"
+        raise ConfigError(f"{name!r} cannot be the name of a data set", hint=hint)
+
+
+def _home(explicit: Path | None) -> Path:
+    home = data_dir(explicit)
+    if home.exists() and not home.is_dir():
+        raise FileError(f"the data folder {home} is a file", hint="choose a folder with --data-dir or RAPA_DATA_DIR")
+    return home
+
+
+def _users_own() -> Path:
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "rapa"
+
+
+def _writable(folder: Path) -> bool:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _store(folder: Path, name: str, contents: Contents) -> DataSet:
+    return store.write(folder, name, contents.classes, contents.train, contents.test, contents.source)
+
+
+def _embedded(home: Path, progress: Progress, *, again: bool = False) -> DataSet:
+    homes = list(dict.fromkeys([home, _users_own()]))
+    if not again:
+        for place in homes:
+            folder = place / EMBEDDED
+            if store.exists(folder):
+                with_source = _source_of(folder)
+                if with_source == shapes.source():
+                    return store.read(folder)
+    train, test = shapes.draw_splits(progress=progress)
+    target = next((place for place in homes if _writable(place)), home) / EMBEDDED
+    return store.write(target, EMBEDDED, shapes.CLASSES, train, test, shapes.source())
+
+
+def _source_of(folder: Path) -> str | None:
+    """The source line of a stored data set, None where its document cannot be read."""
+    try:
+        return str(store.document(folder)["provenance"]["source"])
+    except FileError:
+        return None
+
+
+def _absent(name: str, home: Path, explicit: Path | None) -> FileError:
+    if name in DOWNLOADABLE:
+        option = f" --data-dir {explicit}" if explicit is not None else ""
+        return FileError(f"data set '{name}' is not in {home}", hint=f"rapa data get {name}{option}")
+    stored = {folder.name for folder in home.iterdir() if store.exists(folder)} if home.is_dir() else set()
+    hint = f"{suggestion(name, stored | set(KNOWN))} (rapa data list shows what is there)"
+    return FileError(f"there is no data set '{name}' in {home}", hint=hint)
+
+
+def _entry(name: str, home: Path) -> Entry:
+    folder = home / name
+    if not store.exists(folder):
+        if name == EMBEDDED:
+            shape = (3, shapes.SIDE, shapes.SIDE)
+            return Entry(name, "embedded", len(shapes.CLASSES), shapes.TRAIN, shapes.TEST, shape, 0, shapes.source())
+        official = sources.find(name, home)
+        if official is not None:
+            return Entry(name, "official files", source=str(official.path))
+        return Entry(name, "absent", source=f"rapa data get {name}")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    try:
+        data = store.read(folder)
+    except FileError as error:
+        return Entry(name, "damaged", size=size, source=error.message)
+    return Entry(name, "stored", len(data.classes), len(data.train), len(data.test), data.shape, size, data.source)

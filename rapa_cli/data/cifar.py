@@ -1,0 +1,207 @@
+"""CIFAR-10 and CIFAR-100 from the official Python archives, packed or unpacked.
+
+Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rapa_cli.data import pickles
+from rapa_cli.data.images import Progress, Split
+from rapa_cli.errors import FileError
+
+_SHAPE = (3, 32, 32)
+_MEMBER_BYTES = 256 * 2**20
+_ARCHIVE_BYTES = 1024 * 2**20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one of the two data sets is laid out.
+
+    Attributes:
+        title: what its authors call it.
+        archive: the archive's file name.
+        folder: the folder in the archive.
+        train: the files of the training split, in order.
+        test: the file of the test split.
+        meta: the file of the class names.
+        labels: the key of the labels.
+        names: the key of the class names.
+        classes: how many classes there are.
+    """
+
+    title: str
+    archive: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    labels: str
+    names: str
+    classes: int
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether the path looks like the unpacked folder."""
+        return all((path / name).is_file() for name in (self.train[0], self.test))
+
+    def read(self, path: Path, progress: Progress) -> tuple[tuple[str, ...], Split, Split]:
+        """Reads the unpacked folder, or the archive without unpacking it to the disk.
+
+        Args:
+            path: the folder or the archive.
+            progress: called for each file read.
+
+        Returns:
+            Class names, training split, test split.
+
+        Raises:
+            FileError: a file is missing, damaged, or not what the official one holds.
+        """
+        wanted = (*self.train, self.test, self.meta)
+        parts: dict[str, Split] = {}
+        classes: tuple[str, ...] | None = None
+        with _files(path, wanted) as files:
+            for where, content in files:
+                progress(f"reading {self.title}", len(parts) + (classes is not None), len(wanted))
+                found = pickles.load(content, where)
+                if where.name == self.meta:
+                    classes = self._classes(found, where)
+                else:
+                    parts[where.name] = self._split(found, where)
+        missing = [name for name in wanted if name not in parts and not (name == self.meta and classes)]
+        if missing or classes is None:
+            raise FileError(f"{path} lacks {', '.join(missing)}", hint=f"it should be the official {self.title}")
+        progress(f"reading {self.title}", len(wanted), len(wanted))
+        train = [parts.pop(name) for name in self.train]
+        if len(train) == 1:
+            return classes, train[0], parts[self.test]
+        joined = Split(torch.cat([part.images for part in train]), torch.cat([part.labels for part in train]))
+        return classes, joined, parts[self.test]
+
+    def _classes(self, found: dict[str, Any], where: PurePath) -> tuple[str, ...]:
+        names = found.get(self.names)
+        if not isinstance(names, list) or len(names) != self.classes:
+            raise FileError(f"{where} is damaged: '{self.names}' is not a list of {self.classes} names")
+        texts = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names)
+        if not all(isinstance(text, str) for text in texts):
+            raise FileError(f"{where} is damaged: '{self.names}' holds something that is no name")
+        return texts
+
+    def _split(self, found: dict[str, Any], where: PurePath) -> Split:
+        data, labels = found.get("data"), found.get(self.labels)
+        pixels = int(np.prod(_SHAPE))
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != pixels:
+            got = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+            raise FileError(f"{where} is damaged: 'data' is {got}, not uint8 (N, {pixels})")
+        images = torch.from_numpy(np.array(data, order="C")).reshape(len(data), *_SHAPE)
+        return Split(images, self._labels(labels, len(data), where))
+
+    def _labels(self, labels: Any, count: int, where: PurePath) -> Tensor:
+        whole = isinstance(labels, np.ndarray) or (
+            isinstance(labels, list) and all(type(label) is int for label in labels)
+        )
+        if not whole or np.shape(labels) != (count,):
+            raise FileError(f"{where} is damaged: '{self.labels}' is not a list of {count} whole numbers")
+        low, high = (min(labels), max(labels)) if count else (0, 0)
+        if low < 0 or high >= self.classes:
+            allowed = f"allowed are 0 to {self.classes - 1}"
+            raise FileError(f"{where} is damaged: labels go from {low} to {high}, {allowed}")
+        return torch.tensor([int(label) for label in labels], dtype=torch.int64)
+
+
+CIFAR10 = Layout(
+    title="CIFAR-10",
+    archive="cifar-10-python.tar.gz",
+    folder="cifar-10-batches-py",
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test="test_batch",
+    meta="batches.meta",
+    labels="labels",
+    names="label_names",
+    classes=10,
+)
+CIFAR100 = Layout(
+    title="CIFAR-100",
+    archive="cifar-100-python.tar.gz",
+    folder="cifar-100-python",
+    train=("train",),
+    test="test",
+    meta="meta",
+    labels="fine_labels",
+    names="fine_label_names",
+    classes=100,
+)
+
+
+def kind_of_archive(path: Path) -> str:
+    """Which of the two an archive holds, "cifar10" or "cifar100", told by the names in it.
+
+    Raises:
+        FileError: it is damaged or holds neither.
+    """
+    with _explained(path), tarfile.open(path, "r|*") as archive:
+        for member in _members(archive, path):
+            name = PurePath(member.name)
+            for kind, layout in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+                if name.parent.name == layout.folder and name.name in (*layout.train, layout.test, layout.meta):
+                    return kind
+    raise FileError(f"{path} is neither CIFAR-10's archive nor CIFAR-100's", hint="the Python version is meant")
+
+
+@contextlib.contextmanager
+def _files(path: Path, wanted: tuple[str, ...]) -> Iterator[Iterator[tuple[PurePath, bytes]]]:
+    """The wanted files of a folder or an archive, one at a time in memory."""
+    with _explained(path):
+        if path.is_dir():
+            yield ((path / name, _content(path / name)) for name in wanted if (path / name).is_file())
+        else:
+            with tarfile.open(path, "r|*") as archive:
+                yield _unpacked(archive, path, wanted)
+
+
+def _unpacked(archive: tarfile.TarFile, path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[PurePath, bytes]]:
+    for member in _members(archive, path):
+        name = PurePath(member.name)
+        if member.isfile() and name.name in wanted and name.parent.name in (CIFAR10.folder, CIFAR100.folder):
+            if member.size > _MEMBER_BYTES:
+                raise FileError(f"{path}: {member.name} has {member.size} bytes, allowed are {_MEMBER_BYTES}")
+            file = archive.extractfile(member)
+            if file is not None:
+                yield path / name.name, file.read()
+
+
+def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    total = 0
+    for member in archive:
+        total += member.size
+        if total > _ARCHIVE_BYTES:
+            raise FileError(f"{path} unpacks to more than {_ARCHIVE_BYTES} bytes, more than the official archive")
+        yield member
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > _MEMBER_BYTES:
+        raise FileError(f"{path} has {path.stat().st_size} bytes, allowed are {_MEMBER_BYTES}")
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, zlib.error, EOFError) as error:
+        raise FileError(f"{path} is damaged: {error}", hint="fetch the archive again") from error
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error

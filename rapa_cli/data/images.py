@@ -1,0 +1,64 @@
+"""What a data set is: images and labels in memory, in two splits, with the constants of the training split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Progress = Callable[[str, int, int], None]
+"""Called as a long step goes on with what is being done, how much of it is done, and how much there is in all
+(0 where that is not known)."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The `Progress` that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and what they show.
+
+    Attributes:
+        images: uint8, shape (N, C, H, W); it may lie in a memory-mapped file, so treat it as read-only.
+        labels: int64, shape (N,), values in [0, number of classes).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set; its constants come from the training split and are on the [0, 1] pixel scale.
+
+    Attributes:
+        name: what `--data` calls it.
+        classes: the name of each class.
+        train: the training split.
+        test: the test split.
+        mean: mean of each channel, float32, shape (C,).
+        std: standard deviation of each channel, float32, shape (C,); at least one grey level (1/255), so that
+            dividing by it is safe.
+        mean_image: mean of each pixel, float32, shape (C, H, W).
+        source: where the images come from, one line.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: Tensor
+    std: Tensor
+    mean_image: Tensor
+    source: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return int(channels), int(height), int(width)
