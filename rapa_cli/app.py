@@ -90,8 +90,9 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0 done, 1 unexpected, 2 wrong usage or configuration, 3 a file is missing, damaged or cannot be
         written, 4 a check did not hold, 130 interrupted, 143 terminated.
     """
+    program: Any = typer.main.get_command(app)
     try:
-        outcome = typer.main.get_command(app)(list(arguments), prog_name="rapa", standalone_mode=False)
+        outcome = program(list(arguments), prog_name="rapa", standalone_mode=False)
     except SystemExit as error:
         if error.code == TERMINATED:
             _say("terminated")
@@ -101,6 +102,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _silence_output()
     except Exception as error:
+        if hasattr(error, "format_message"):
+            return _report_usage(error, *_addressed(program, arguments))
         if os.environ.get("RAPA_TRACEBACK"):
             traceback.print_exception(error)
         return _report(error)
@@ -111,8 +114,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(error: Exception) -> int:
     """Shows an error in one line and a hint, and gives its exit code."""
-    if hasattr(error, "format_message"):
-        return _report_usage(error)
     known = error if isinstance(error, RapaError) else _from_system(error)
     if known is None:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -122,26 +123,34 @@ def _report(error: Exception) -> int:
     return known.exit_code
 
 
-def _report_usage(error: Any) -> int:
+def _addressed(program: Any, arguments: Sequence[str]) -> tuple[str, Any]:
+    """The path (`rapa data get`) and the object of the command that a command line speaks to."""
+    path, command = "rapa", program
+    for argument in arguments:
+        below = getattr(command, "commands", {}).get(argument)
+        if below is None:
+            break
+        path, command = f"{path} {argument}", below
+    return path, command
+
+
+def _report_usage(error: Any, path: str, command: Any) -> int:
     """Shows an error of the command line parser, whichever module of typer or click it comes from."""
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
+    kind = type(error).__name__
+    if kind == "NoArgsIsHelpError":
         # With no subcommand given the help is what was wanted; its text is the message.
         typer.echo(error.format_message())
         return 0
     message = " ".join(str(error.format_message()).split())
-    hint = None
-    option = getattr(error, "option_name", None)
-    unknown_command = re.match(r"No such command '(.*?)'\.", message)
-    if type(error).__name__ == "NoSuchOption" and context is not None:
-        message = f"no such option: {option}"
-        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
-        hint = suggestion(str(option), (name for name in known if name.startswith("-")))
-    elif unknown_command and context is not None:
+    hint = f"'{path} -h' shows what is allowed"
+    unknown_command = re.match(r"No such command '(.*?)'", message)
+    if kind == "NoSuchOption":
+        message = f"no such option: {error.option_name}"
+        known = [name for parameter in command.params for name in parameter.opts if name.startswith("-")]
+        hint = suggestion(error.option_name, [*known, "--help"])
+    elif unknown_command:
         message = f"no such command: {unknown_command[1]}"
-        hint = suggestion(unknown_command[1], context.command.commands)
-    elif context is not None:
-        hint = f"'{context.command_path} -h' shows what is allowed"
+        hint = suggestion(unknown_command[1], command.commands)
     _say(message[:1].lower() + message[1:].rstrip("."), hint, prefix="error: ")
     return int(error.exit_code)
 
