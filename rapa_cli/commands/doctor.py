@@ -49,9 +49,9 @@ class Finding:
 
 
 def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Check the installation: versions, processors, compiler, data sets, disk space and permissions.
+    """Check this installation and say what is missing.
 
-    Ends with exit code 0 when `rapa` is usable here, and 4 when something is broken.
+    Looks at versions, processors, compiler, data sets, disk space and permissions. Ends with exit code 0 when `rapa` is usable here, and 4 when something is broken.
     """
     from rapa_cli.console import print_json
 

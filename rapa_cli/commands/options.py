@@ -56,7 +56,7 @@ DataDir = Annotated[
         "--data-dir",
         metavar="DIR",
         show_default=False,
-        help="Folder of the data sets; RAPA_DATA_DIR or the user's cache folder when left out.",
+        help="Folder of the data sets; RAPA_DATA_DIR or ~/.local/share/rapa when left out.",
     ),
 ]
 Seed = Annotated[
