@@ -51,7 +51,8 @@ class Finding:
 def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Check this installation and say what is missing.
 
-    Looks at versions, processors, compiler, data sets, disk space and permissions. Ends with exit code 0 when `rapa` is usable here, and 4 when something is broken.
+    Looks at versions, processors, compiler, data sets, disk space and permissions. Ends with exit code 0 when `rapa`
+    is usable here, and 4 when something is broken.
     """
     from rapa_cli.console import print_json
 
