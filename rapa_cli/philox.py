@@ -27,9 +27,8 @@ class Purpose(IntEnum):
     AUGMENTATION = 3
     ASSIGNMENT = 4
     POOLING = 5
-    DROPOUT = 6
-    ATTACK = 7
-    DATA = 8
+    ATTACK = 6
+    DATA = 7
 
 
 class Stream(IntEnum):

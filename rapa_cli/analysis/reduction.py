@@ -1,0 +1,69 @@
+"""Reduction: one ordinary kernel matrix made from the tiles (paper, section 4)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from rapa_cli.errors import suggestion
+from rapa_cli.layers.network import Network
+from rapa_cli.tiling.conv import TiledConv2d
+
+WAYS = ("norm",)
+
+
+def reduce(model: nn.Module, by: str = "norm") -> nn.Module:
+    """Copies a network with its tiled convolutions replaced by ordinary ones.
+
+    Args:
+        model: it is left as it is.
+        by: `norm`: each output channel takes the filter of the tile with the largest L2 norm of its k weights, and
+            that tile's bias.
+
+    Returns:
+        A network of `nn.Conv2d`.
+
+    Raises:
+        ValueError: `by` is not known.
+    """
+    if by not in WAYS:
+        raise ValueError(f"by: there is no '{by}'; {suggestion(by, WAYS)}")
+    model = copy.deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, TiledConv2d):
+            ordinary = _ordinary(layer, largest_norm(layer.weight.detach()))
+            if not name:
+                return ordinary
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, ordinary)
+    if isinstance(model, Network):
+        ones = (1,) * len(model.definition.tiles or ())
+        model.definition = model.definition.model_copy(update={"scheme": "none", "tiles": ones})
+    return model
+
+
+def largest_norm(weight: Tensor) -> Tensor:
+    """The tile with the largest L2 norm of each output channel's filter, int64 (out,); weight (tiles, out, in, kh, kw)."""
+    return weight.flatten(2).norm(dim=2).argmax(0)
+
+
+def _ordinary(layer: TiledConv2d, tile: Tensor) -> nn.Conv2d:
+    """The convolution in which output channel c has the filter and the bias of tile[c]."""
+    with torch.random.fork_rng(devices=[]):
+        convolution = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            bias=layer.bias is not None,
+        ).to(layer.weight.device, layer.weight.dtype)
+    channel = torch.arange(layer.out_channels, device=tile.device)
+    with torch.no_grad():
+        convolution.weight.copy_(layer.weight[tile, channel])
+        if layer.bias is not None and convolution.bias is not None:
+            convolution.bias.copy_(layer.bias[tile, channel])
+    return convolution.train(layer.training)

@@ -1,0 +1,1 @@
+"""Adversarial attacks and how accuracy under them is measured."""

@@ -1,0 +1,207 @@
+"""Checkpoints: one safetensors file that describes its own network.
+
+The tensors are the network's state, and for resuming the optimizer's under names that begin with `optimizer/`. The
+metadata key `rapa` holds one JSON document, a `Description`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rapa_cli import config
+from rapa_cli.errors import FileError, RapaError
+from rapa_cli.files import atomic
+from rapa_cli.layers.network import Network, build
+from rapa_cli.philox import MAX_SEED
+
+OPTIMIZER = "optimizer/"
+_KEY = "rapa"
+
+
+class Progress(config.Frozen):
+    """How far a training is; sums run over the images of the current epoch so far.
+
+    Errors are in percent.
+    """
+
+    epoch: int = Field(0, ge=0)
+    step: int = Field(0, ge=0)
+    seen: int = Field(0, ge=0)
+    loss_sum: float = 0.0
+    wrong: int = Field(0, ge=0)
+    test_error: float | None = None
+    train_error: float | None = None
+    best_test_error: float | None = None
+    best_epoch: int | None = None
+    seconds: float = 0.0
+    images: int = Field(0, ge=0)
+
+
+class Description(config.Frozen):
+    """What a checkpoint says of itself.
+
+    Attributes:
+        format: version of this document.
+        network: the definition, its tiles written out.
+        shape: (C, H, W) of an image.
+        classes: names of the classes.
+        data: the data set it was trained on.
+        seed: of the training.
+        recipe: how it was trained, if it was.
+        progress: how far its training is.
+        provenance: versions, command, what it was made from.
+    """
+
+    format: Literal[1] = 1
+    network: config.Network
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...] = Field(min_length=1)
+    data: str
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    recipe: config.Recipe | None = None
+    progress: Progress | None = None
+    provenance: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: its description, the network's state and the optimizer's."""
+
+    description: Description
+    state: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+def save(path: Path, description: Description, state: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+    """Writes a checkpoint atomically.
+
+    Raises:
+        FileError: it cannot be written; an older file of that name is as it was.
+    """
+    tensors = {**state, **{OPTIMIZER + name: tensor for name, tensor in optimizer.items()}}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    document = json.dumps(description.model_dump(mode="json"))
+    with atomic(path) as temporary:
+        try:
+            save_file(plain, temporary, {_KEY: document})
+        except SafetensorError as error:
+            # safetensors wraps the operating system's error in a text.
+            raise OSError(_error_number(error), str(error)) from error
+
+
+def describe(path: Path) -> Description:
+    """Reads the description only.
+
+    Raises:
+        FileError: missing, damaged, or no checkpoint of this program.
+    """
+    with _opened(path) as file:
+        return _description(path, file)
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        FileError: missing, damaged, or no checkpoint of this program.
+    """
+    with _opened(path) as file:
+        description = _description(path, file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
+    rest = {name.removeprefix(OPTIMIZER): tensor for name, tensor in tensors.items() if name not in own}
+    return Checkpoint(description, own, rest)
+
+
+def load(path: str | Path) -> Network:
+    """Rebuilds a network from a checkpoint alone, in evaluation mode on the CPU.
+
+    Args:
+        path: the checkpoint file.
+
+    Raises:
+        FileError: missing, damaged, or no checkpoint of this program.
+    """
+    return restore(read(Path(path)), Path(path)).eval()
+
+
+def restore(checkpoint: Checkpoint, path: Path) -> Network:
+    """Builds the network that a checkpoint describes and fills in its state.
+
+    Args:
+        checkpoint: the checkpoint.
+        path: where it came from, for messages.
+
+    Raises:
+        FileError: its tensors do not fit the network it describes.
+    """
+    description = checkpoint.description
+    try:
+        network = build(description.network, description.shape, len(description.classes), seed=description.seed)
+    except (RapaError, ValueError) as error:
+        raise _damaged(path, f"its network cannot be built: {error}") from None
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        found = checkpoint.state.get(name)
+        if found is None:
+            raise _damaged(path, f"tensor '{name}' is missing")
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise _damaged(
+                path,
+                f"tensor '{name}' is {found.dtype} {tuple(found.shape)}, not {tensor.dtype} {tuple(tensor.shape)}",
+            )
+    extra = sorted(set(checkpoint.state) - set(expected))
+    if extra:
+        raise _damaged(path, f"tensor '{extra[0]}' does not belong to its network")
+    network.load_state_dict(dict(checkpoint.state))
+    return network
+
+
+def _opened(path: Path) -> Any:
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, not a checkpoint", hint="name the .safetensors file in it")
+    if not path.is_file():
+        raise FileError(f"there is no checkpoint {path}", hint="`rapa train` writes one into its run folder")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _description(path: Path, file: Any) -> Description:
+    document = (file.metadata() or {}).get(_KEY)
+    if document is None:
+        raise _damaged(path, "it is no checkpoint of this program (no description in it)")
+    try:
+        return config.validate(Description, json.loads(document), "its description")
+    except (RapaError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, reason: str) -> FileError:
+    return FileError(
+        f"checkpoint {path} cannot be used: {' '.join(reason.split())}",
+        hint="take another one, such as best.safetensors beside last.safetensors in its run folder",
+    )
+
+
+def _error_number(error: SafetensorError) -> int:
+    text = str(error)
+    _, _, number = text.rpartition("os error ")
+    digits = number.split(")")[0]
+    return int(digits) if digits.isdigit() else 0
+
+
+def is_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether all floating-point tensors are finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())

@@ -1,0 +1,114 @@
+"""`rapa inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rapa_cli import console
+from rapa_cli.commands import options
+
+if TYPE_CHECKING:
+    from rapa_cli.layers.network import Network
+
+
+def inspect(
+    checkpoint: options.Checkpoint = None,
+    best: options.Best = False,
+    json: options.Json = False,
+) -> None:
+    """Show what a checkpoint holds: network, tiles, counts, similarity of the tiles, provenance.
+
+    Example: rapa inspect runs/my-run
+    """
+    from rapa_cli.checkpoint import read, restore
+    from rapa_cli.commands.session import checkpoint_path
+    from rapa_cli.layers.network import parameter_count
+
+    path = checkpoint_path(checkpoint, best=best)
+    saved = read(path)
+    network = restore(saved, path)
+    description, progress = saved.description, saved.description.progress
+    document = {
+        "checkpoint": path,
+        "network": description.network.name,
+        "scheme": description.network.scheme,
+        "tiles": description.network.tiles,
+        "pool": description.network.pool,
+        "shape": description.shape,
+        "classes": description.classes,
+        "data": description.data,
+        "seed": description.seed,
+        "parameters": parameter_count(network),
+        "parameters_conv": parameter_count(network, convolutions_only=True),
+        "layers": convolution_rows(network),
+        "recipe": description.recipe.model_dump() if description.recipe else None,
+        "progress": progress.model_dump() if progress else None,
+        "provenance": description.provenance,
+    }
+    if json:
+        console.print_json(document)
+        return
+    _show(document)
+
+
+def convolution_rows(network: Network) -> list[dict[str, Any]]:
+    """A row for each convolution: name, tiles, n_p, k, c_out, patches of a tile, parameters, similarity S."""
+    from rapa_cli.analysis.similarity import similarity
+    from rapa_cli.layers.network import patches_per_layer
+    from rapa_cli.tiling.conv import TiledConv2d
+
+    layers = [(name, layer) for name, layer in network.named_children() if name.startswith("conv")]
+    patches = patches_per_layer(network.definition, network.shape)
+    rows = []
+    for (name, layer), n_p, tiles in zip(layers, patches, network.definition.tiles or (), strict=True):
+        weight = layer.weight
+        kernels = weight if isinstance(layer, TiledConv2d) else weight[None]  # type: ignore[index]
+        rows.append(
+            {
+                "name": name,
+                "tiles": tiles,
+                "n_p": n_p,
+                "patches_per_tile": -(-n_p // tiles),
+                "k": kernels[0, 0].numel(),  # type: ignore[operator, index]
+                "c_out": kernels.shape[1],  # type: ignore[index]
+                "parameters": sum(parameter.numel() for parameter in layer.parameters()),
+                "similarity": similarity(kernels),  # type: ignore[arg-type]
+            }
+        )
+    return rows
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out = console.out()
+    tiles = ", ".join(str(count) for count in document["tiles"])
+    shape = " x ".join(str(size) for size in document["shape"])
+    out.print(f"checkpoint  {document['checkpoint']}", markup=False)
+    out.print(f"network     {document['network']}, {document['pool']} pooling, images {shape}")
+    out.print(f"tiling      {document['scheme']} ({tiles})")
+    out.print(f"data        {document['data']}, {len(document['classes'])} classes", markup=False)
+    out.print(f"parameters  {document['parameters']:,} ({document['parameters_conv']:,} in convolutions)")
+    if document["progress"]:
+        progress = document["progress"]
+        out.print(f"training    {progress['epoch']} epochs in {progress['seconds']:.0f} s, seed {document['seed']}")
+        if progress["test_error"] is not None:
+            out.print(
+                f"test error  {progress['test_error']:.2f} %, "
+                f"lowest {progress['best_test_error']:.2f} % in epoch {progress['best_epoch']} (chosen on the test set)"
+            )
+    table = Table()
+    for heading in ("layer", "tiles", "n_p", "per tile", "k", "c_out", "parameters", "S"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for row in document["layers"]:
+        s = "" if row["similarity"] is None else f"{row['similarity']:.3f}"
+        table.add_row(
+            row["name"],
+            *(str(row[key]) for key in ("tiles", "n_p", "patches_per_tile", "k", "c_out")),
+            f"{row['parameters']:,}",
+            s,
+        )
+    out.print(table)
+    out.print("n_p: patches of an image; k: weights of a filter; S: mean correlation of filters between tiles")
+    for key, value in document["provenance"].items():
+        out.print(f"{key.replace('_', ' ')}: {value}", markup=False)

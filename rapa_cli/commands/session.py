@@ -1,0 +1,146 @@
+"""What the subcommands do before their own work: device, threads, checkpoint, images, progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rapa_cli import console
+from rapa_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from rapa_cli.checkpoint import Description
+    from rapa_cli.data.images import DataSet
+    from rapa_cli.layers.network import Network
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint with the images that it is judged on.
+
+    Attributes:
+        path: the checkpoint file.
+        description: what it says of itself.
+        network: on its device, in evaluation mode.
+        data: name of the data set.
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+    """
+
+    path: Path
+    description: Description
+    network: Network
+    data: str
+    images: Tensor
+    labels: Tensor
+
+
+def compute_device(name: str, threads: int | None = None) -> torch.device:
+    """The device of a name; sets torch's threads.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices",
+            hint="leave --device out, or see `rapa doctor`",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: this machine has none", hint="leave --device out, or see `rapa doctor`")
+    return device
+
+
+def checkpoint_path(name: str | None, *, best: bool) -> Path:
+    """The checkpoint file that the argument means; says which one where it was left out."""
+    from rapa_cli.runs import find_checkpoint
+
+    path = find_checkpoint(name, best=best)
+    if name is None:
+        console.note(f"using {path}")
+    return path
+
+
+def open_data(name: str, data_dir: Path | None) -> DataSet:
+    """Opens a data set, with a progress bar where that takes long."""
+    from rapa_cli.data import catalog
+
+    with data_progress() as report:
+        return catalog.open_data(name, data_dir, progress=report)
+
+
+@contextlib.contextmanager
+def data_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for the steps of the data room, each known by its description."""
+    with console.progress() as bar:
+        tasks: dict[str, int] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+
+        yield report
+
+
+def subject(
+    checkpoint: str | None,
+    *,
+    best: bool,
+    data: str | None,
+    data_dir: Path | None,
+    images: int | None,
+    device: str,
+    threads: int | None,
+    split: str = "test",
+) -> Subject:
+    """Loads a checkpoint and the images to judge it on.
+
+    Raises:
+        ConfigError: the images do not fit the network.
+        FileError: the checkpoint or the data is missing or damaged.
+    """
+    from rapa_cli.checkpoint import read, restore
+
+    if split not in ("train", "test"):
+        raise ConfigError(f"--split: got '{split}', allowed are train and test")
+    place = compute_device(device, threads)
+    path = checkpoint_path(checkpoint, best=best)
+    saved = read(path)
+    network = restore(saved, path).eval().to(place)
+    name = data or saved.description.data
+    opened = open_data(name, data_dir)
+    if opened.shape != network.shape or len(opened.classes) != network.classes:
+        raise ConfigError(
+            f"--data {name}: images of {_shape(opened.shape)} in {len(opened.classes)} classes do not fit the network, "
+            f"which takes {_shape(network.shape)} in {network.classes} classes",
+            hint=f"it was trained on '{saved.description.data}'",
+        )
+    part = opened.train if split == "train" else opened.test
+    limit = len(part) if images is None else min(images, len(part))
+    return Subject(path, saved.description, network, name, part.images[:limit], part.labels[:limit])
+
+
+@contextlib.contextmanager
+def counting(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over images; gives the function that counts them."""
+    with console.progress() as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _shape(shape: tuple[int, int, int]) -> str:
+    return f"{shape[0]} x {shape[1]} x {shape[2]}"

@@ -1,0 +1,303 @@
+"""`rapa train`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rapa_cli import console
+from rapa_cli.commands import options
+from rapa_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from rapa_cli.checkpoint import Progress
+    from rapa_cli.runs import Manifest
+    from rapa_cli.training.loop import Sums
+
+# How often the bar asks the device for the loss so far: asking makes it wait.
+_REFRESH_SECONDS = 0.5
+
+
+def train(
+    network: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="Network or a TOML file [default: full].")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="Data set [default: shapes].")
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="none, random, random-fixed, image-overlap, image-pad, alternate or perforated.",
+        ),
+    ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...", show_default=False, help="Tiles of each convolution; balanced ones when left out."
+        ),
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="max, average, mixed or stochastic.")
+    ] = None,
+    arrays: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="What the arrays are made of: ideal.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default=False, help="Recipe or a TOML file [default: short].")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", min=0, show_default=False, help="Epochs in all.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, show_default=False, help="Images of one step.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(metavar="RATE", show_default=False, help="Learning rate.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            show_default=False,
+            help="Override any key of the recipe or, as network.KEY, of the network.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, max=2**32 - 1, show_default=False, help="Seed of the run [default: 0]."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", show_default=False, help="Run folder; a new one below ./runs when left out."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", show_default=False, help="Go on with this run; only --epochs may be changed."),
+    ] = None,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Train a network.
+
+    Example: rapa train --data cifar10 --scheme random --tiles 16,4,1 --recipe short
+    """
+    from rapa_cli import runs
+    from rapa_cli.commands.session import compute_device, open_data
+    from rapa_cli.training import loop
+    from rapa_cli.training.stopping import StopRequest
+
+    if arrays not in (None, "ideal"):
+        raise ConfigError(f"--arrays: got '{arrays}', allowed is ideal")
+    place = compute_device(device, threads)
+    if resume is not None:
+        fixed = {
+            "--network": network,
+            "--data": data,
+            "--scheme": scheme,
+            "--tiles": tiles,
+            "--pool": pool,
+            "--arrays": arrays,
+            "--recipe": recipe,
+            "--batch-size": batch_size,
+            "--lr": lr,
+            "--set": settings,
+            "--seed": seed,
+            "--out": out,
+        }
+        given = [name for name, value in fixed.items() if value is not None]
+        if given:
+            raise ConfigError(
+                f"--resume goes on with the run as it was begun, so {given[0]} cannot be given with it",
+                hint="only --epochs may be changed",
+            )
+        manifest, folder = runs.read_manifest(resume), resume
+        if epochs is not None:
+            manifest = manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"epochs": epochs})})
+        images = open_data(manifest.data, data_dir)
+        training = loop.resume(folder, manifest, images, place)
+    else:
+        data = data or "shapes"
+        images = open_data(data, data_dir)
+        manifest = _manifest(
+            network or "full", recipe or "short", data, images.shape, seed or 0,
+            scheme=scheme, tiles=tiles, pool=pool, epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [],
+        )  # fmt: skip
+        folder = runs.new_folder(manifest.network.name, manifest.network.scheme, data, out)
+        training = loop.begin(folder, manifest, images, place)
+    definition, plan = training.manifest.network, training.manifest.recipe
+    console.note(
+        f"{definition.name}, {definition.scheme} {_commas(definition.tiles or ())}, {definition.pool} pooling, "
+        f"on {training.manifest.data} ({len(images.train)} images), {plan.epochs} epochs, "
+        f"batch {plan.batch_size}, rate {plan.lr:g}, seed {training.manifest.seed}"
+    )
+    console.note(f"run folder {folder}")
+    if training.progress.epoch or training.progress.step:
+        console.note(f"going on after epoch {training.progress.epoch}, step {training.progress.step}")
+    try:
+        with StopRequest() as stop, _Watcher(plan.epochs) as watcher:
+            training.run(watcher, stop)
+    finally:
+        # What there is to see is drawn also when the run was stopped.
+        if training.rows:
+            _draw_curve(training.rows, training.manifest, folder)
+        if training.progress.epoch < plan.epochs and training.progress.images:
+            console.note(f"saved; go on with: rapa train --resume {folder}")
+    if not (folder / runs.LAST).exists():
+        training.save()
+    _summary(training, folder, json=json)
+
+
+def _manifest(
+    network: str,
+    recipe: str,
+    data: str,
+    shape: tuple[int, int, int],
+    seed: int,
+    *,
+    scheme: str | None,
+    tiles: str | None,
+    pool: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    settings: list[str],
+) -> Manifest:
+    """The run that the options ask for, checked against the shape of the images."""
+    from rapa_cli import config
+    from rapa_cli.commands.options import parse_tiles
+    from rapa_cli.layers.network import resolve
+    from rapa_cli.runs import Manifest
+
+    definition = config.load_network(network)
+    counts = parse_tiles(tiles) if tiles else None
+    definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool)
+    settings = [
+        *(f"recipe.{key}={value}" for key, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)) if value is not None),
+        *settings,
+    ]  # fmt: skip
+    plan = config.load_recipe(recipe, definition.scheme)
+    definition, plan = config.override(definition, plan, settings)
+    definition = resolve(definition, shape)
+    return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=_provenance(recipe))
+
+
+def _provenance(recipe: str) -> dict[str, str]:
+    import platform
+    import shlex
+    import sys
+    from datetime import UTC, datetime
+
+    import torch
+
+    from rapa_cli import __version__
+
+    return {
+        "rapa": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "recipe": recipe,
+        "command": shlex.join(["rapa", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) -> None:
+    from rapa_cli.report import figures
+
+    definition = manifest.network
+    title = f"{definition.name} on {manifest.data}: {definition.scheme} ({_commas(definition.tiles or ())}), {definition.pool}"
+    figures.write(figures.learning_curve(rows, title), folder / "figures", "learning-curve")
+
+
+def _summary(training: Any, folder: Path, *, json: bool) -> None:
+    from rapa_cli import runs
+
+    progress = training.progress
+    document = {
+        "run": folder,
+        "checkpoint": folder / runs.LAST,
+        "epochs": progress.epoch,
+        "test_error": progress.test_error,
+        "train_error": progress.train_error,
+        "best_test_error": progress.best_test_error,
+        "best_epoch": progress.best_epoch,
+        "seconds": progress.seconds,
+        "images_per_second": progress.images / progress.seconds if progress.seconds else None,
+        "seed": training.manifest.seed,
+    }
+    if json:
+        console.print_json(document)
+        return
+    if progress.test_error is None:
+        console.out().print(f"no epoch was trained; the untrained network is in {folder / runs.LAST}", markup=False)
+        return
+    console.out().print(
+        f"test error {progress.test_error:.2f} % after {progress.epoch} epochs, train error {progress.train_error:.2f} %, "
+        f"lowest test error {progress.best_test_error:.2f} % in epoch {progress.best_epoch} (chosen on the test set)\n"
+        f"{document['images_per_second']:.0f} images/s with testing, {progress.seconds:.0f} s\n"
+        f"checkpoint {document['checkpoint']}\n"
+        f"learning curve {folder / 'figures' / 'learning-curve.png'}",
+        markup=False,
+    )
+
+
+class _Watcher:
+    """A progress bar on a terminal, and a line for each epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._bar: Bar = console.progress()
+        self._task: Any = None
+        self._asked = 0.0
+
+    def __enter__(self) -> _Watcher:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, epoch: int, step: int, steps: int, sums: Sums) -> None:
+        """Advances the bar over all epochs; refreshes the error now and then."""
+        if self._bar.disable:
+            return
+        if self._task is None:
+            self._task = self._bar.add_task("", total=self._epochs * steps)
+        now = time.monotonic()
+        if now - self._asked >= _REFRESH_SECONDS or step == steps:
+            self._asked = now
+            error = 100 * int(sums.wrong) / sums.seen
+            self._bar.update(
+                self._task,
+                completed=epoch * steps + step,
+                description=f"epoch {epoch + 1}/{self._epochs}  error {error:.1f} %",
+            )
+
+    def testing(self, epoch: int) -> None:
+        """Says that the test images are classified."""
+        if self._task is not None:
+            self._bar.update(self._task, description=f"epoch {epoch + 1}/{self._epochs}  testing")
+
+    def epoch(self, row: Mapping[str, Any], progress: Progress, images_per_second: float) -> None:
+        """Shows the epoch's line."""
+        self._bar.console.print(
+            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  rate {row['rate']:.3g}  "
+            f"loss {row['train_loss']:.4f}  train {row['train_error']:.2f} %  test {row['test_error']:.2f} %  "
+            f"lowest {progress.best_test_error:.2f} %  {images_per_second:.0f} images/s",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _commas(numbers: tuple[int, ...]) -> str:
+    return ",".join(str(number) for number in numbers)

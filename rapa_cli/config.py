@@ -1,0 +1,238 @@
+"""The configuration: network definitions and recipes, validated once at the edge and frozen."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rapa_cli.errors import ConfigError, FileError, suggestion
+from rapa_cli.resources import definition
+
+PoolMethod = Literal["max", "average", "mixed", "stochastic"]
+SchemeName = Literal["none", "random", "random-fixed", "image-overlap", "image-pad", "alternate", "perforated"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """A table whose keys are all known and whose values do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Conv(Frozen):
+    """A convolution; sizes in pixels."""
+
+    kind: Literal["conv"]
+    channels: int = Field(ge=1)
+    kernel: int = Field(ge=1)
+    stride: int = Field(1, ge=1)
+    padding: int = Field(0, ge=0)
+    dilation: int = Field(1, ge=1)
+
+
+class Relu(Frozen):
+    """max(x, 0)."""
+
+    kind: Literal["relu"]
+
+
+class Pool(Frozen):
+    """Pooling with Caffe's ceil rounding; without a method it uses the network's `pool`."""
+
+    kind: Literal["pool"]
+    kernel: int = Field(3, ge=1)
+    stride: int = Field(2, ge=1)
+    method: PoolMethod | None = None
+
+
+class Lrn(Frozen):
+    """Local response normalisation within each channel."""
+
+    kind: Literal["lrn"]
+    kernel: int = Field(3, ge=1)
+    alpha: float = Field(5e-5, ge=0)
+    beta: float = Field(0.75, ge=0)
+
+
+class Linear(Frozen):
+    """A fully connected layer; without `features` it has an output for each class."""
+
+    kind: Literal["linear"]
+    features: int | None = Field(None, ge=1)
+
+
+Layer = Annotated[Conv | Relu | Pool | Lrn | Linear, Field(discriminator="kind")]
+
+
+class Network(Frozen):
+    """The definition of a network.
+
+    Attributes:
+        name: as `--network` takes it.
+        description: one sentence.
+        normalization: the first layer: subtract the channel means and divide by their standard deviations, subtract
+            the mean image, or leave pixels as they are; the figures come from the training data.
+        pool: the method of pooling layers that name none.
+        scheme: the tiling scheme of all convolutions.
+        tiles: tiles of each convolution; None are one tile for `none`, and otherwise balanced tiles, n_p divided by
+            the smallest n_p of the network.
+        layers: in order, without the normalisation.
+    """
+
+    name: str
+    description: str = ""
+    normalization: Literal["mean-std", "mean-image", "none"] = "mean-std"
+    pool: PoolMethod = "max"
+    scheme: SchemeName = "none"
+    tiles: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    layers: tuple[Layer, ...]
+
+
+class Recipe(Frozen):
+    """How a network is trained: plain SGD with steps (paper, section 3).
+
+    Attributes:
+        description: one sentence.
+        epochs: passes over the training images.
+        batch_size: images of one step.
+        lr: learning rate.
+        lr_scaling: whether the rate of a tiled layer is multiplied by its tiles, each of which sees 1 / tiles of the
+            patches.
+        momentum: of SGD; 0 is plain SGD.
+        weight_decay: per step, times the rate.
+        decay_bias: whether biases decay too.
+        decay_mixture: whether the mixtures beta of mixed pooling decay too.
+        step_epochs: epochs between steps of the rate.
+        step_factor: what the rate is multiplied by at each step.
+        warmup_epochs: epochs at the beginning with a lower rate.
+        warmup_factor: what the rate is multiplied by in them.
+        mirror: whether images are mirrored with probability 1/2.
+        brightness: b, each training image's pixels are multiplied by a number uniform in [1 - b, 1 + b].
+    """
+
+    description: str = ""
+    epochs: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_scaling: Literal["none", "linear"] = "none"
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    decay_bias: bool = True
+    decay_mixture: bool = False
+    step_epochs: int = Field(25, ge=1)
+    step_factor: float = Field(1.0, gt=0, le=1)
+    warmup_epochs: int = Field(0, ge=0)
+    warmup_factor: float = Field(0.02, gt=0, le=1)
+    mirror: bool = True
+    brightness: float = Field(0.0, ge=0, lt=1)
+
+
+def load_network(name: str) -> Network:
+    """Reads a network definition by name or path.
+
+    Raises:
+        FileError: there is no such file.
+        ConfigError: it is not a network definition; all errors are named.
+    """
+    path = definition("networks", name)
+    return validate(Network, {"name": path.stem, **read_toml(path)}, str(path))
+
+
+def load_recipe(name: str, scheme: str) -> Recipe:
+    """Reads a recipe by name or path.
+
+    A recipe file holds the keys of `Recipe`; a table `[scheme.NAME]` in it replaces keys for that tiling scheme.
+
+    Raises:
+        FileError: there is no such file.
+        ConfigError: it is not a recipe; all errors are named.
+    """
+    path = definition("recipes", name)
+    table = read_toml(path)
+    by_scheme = table.pop("scheme", {})
+    if not isinstance(by_scheme, dict) or not all(isinstance(entry, dict) for entry in by_scheme.values()):
+        raise ConfigError(f"{path}: 'scheme' must hold tables", hint="write [scheme.random] and keys below it")
+    known = SchemeName.__args__  # type: ignore[attr-defined]
+    for other in by_scheme:
+        if other not in known:
+            raise ConfigError(f"{path}: there is no scheme '{other}'", hint=suggestion(other, known))
+    return validate(Recipe, {**table, **by_scheme.get(scheme, {})}, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        FileError: it cannot be read.
+        ConfigError: it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
+    """Makes a configuration object.
+
+    Raises:
+        ConfigError: one line that names every wrong key and value, with the nearest known key as the hint.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines, hint = [], None
+        for entry in error.errors():
+            place = ".".join(str(part) for part in entry["loc"])
+            if entry["type"] == "extra_forbidden":
+                lines.append(f"unknown key '{place}'")
+                if len(entry["loc"]) == 1:
+                    hint = hint or suggestion(str(entry["loc"][0]), model.model_fields)
+            elif entry["type"] == "missing":
+                lines.append(f"'{place}' is missing")
+            else:
+                lines.append(f"{place}: {entry['msg'].lower()}, got {entry['input']!r}")
+        raise ConfigError(f"{source}: {'; '.join(lines)}", hint=hint) from None
+
+
+def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple[Network, Recipe]:
+    """Applies `--set key=value` settings.
+
+    Args:
+        network: its keys may be written `network.key`.
+        recipe: its keys may be written `recipe.key`; a bare key is looked for in the recipe first.
+        settings: values are TOML (0.1, true, [16, 4, 1]); what is no TOML is taken as text.
+
+    Raises:
+        ConfigError: a setting without '=', an unknown key, a wrong value.
+    """
+    tables: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+        "recipe": (Recipe, recipe.model_dump()),
+        "network": (Network, network.model_dump()),
+    }
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ConfigError(f"--set {setting}: there is no '='", hint="write --set key=value, as in --set lr=0.01")
+        table, _, name = key.rpartition(".")
+        places = [table] if table else ["recipe", "network"]
+        known = [place for place in places if place in tables and name in tables[place][0].model_fields]
+        if not known:
+            allowed = [*Recipe.model_fields, *(f"network.{field}" for field in Network.model_fields)]
+            raise ConfigError(f"--set {setting}: unknown key '{key}'", hint=suggestion(key, allowed))
+        tables[known[0]][1][name] = _value(text.strip())
+    return validate(Network, tables["network"][1], "--set"), validate(Recipe, tables["recipe"][1], "--set")
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,1 @@
+"""The tiled matrix product: its reference in torch, and what runs it."""

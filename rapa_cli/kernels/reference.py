@@ -1,0 +1,193 @@
+"""The tiled convolution in plain torch, on any device: patches gathered by tile, one batched product.
+
+This is the definition that every other kernel is held to (paper, section 2): row l of the output is b_l^T K_s(l).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from rapa_cli.kernels.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Patches sorted by tile and cut into blocks of one size, each block of one tile.
+
+    Attributes:
+        patch: int64 (blocks, rows), the patch's number b n_p + i in the batch, or B n_p in a block's unused rows.
+        tile: int64 (blocks,).
+        one_each: whether block j is the whole of tile j, so that nothing is padded or repeated.
+    """
+
+    patch: Tensor
+    tile: Tensor
+    one_each: bool
+
+
+def blocks_of(assignment: Tensor, tiles: int) -> Blocks:
+    """Groups the patches of a batch by tile.
+
+    Blocks hold ceil(patches / tiles) rows, so that unequal tiles waste less than one block each.
+
+    Args:
+        assignment: int64 (B, n_p), values in [-1, tiles).
+        tiles: number of kernel matrices.
+    """
+    flat = assignment.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat + 1, minlength=tiles + 1)
+    order, counts = order[int(counts[0]) :], counts[1:]
+    rows = max(-(-len(order) // tiles), 1)
+    if bool((counts == rows).all()):
+        return Blocks(order.view(tiles, rows), torch.arange(tiles, device=flat.device), True)
+    per_tile = -(-counts // rows)
+    tile = torch.repeat_interleave(torch.arange(tiles, device=flat.device), per_tile)
+    first_block = torch.cumsum(per_tile, 0) - per_tile
+    within = torch.arange(len(tile), device=flat.device) - first_block[tile]
+    end = torch.cumsum(counts, 0)
+    position = ((end - counts)[tile] + within * rows)[:, None] + torch.arange(rows, device=flat.device)
+    inside = position < end[tile][:, None]
+    patch = order[position.clamp(max=len(order) - 1)].masked_fill(~inside, len(flat))
+    return Blocks(patch, tile, False)
+
+
+class _TiledConvolution(torch.autograd.Function):
+    """Forward and backward of the tiled convolution; see `tiled_conv2d`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        assignment: Tensor,
+        geometry: Geometry,
+        reads: Tensor | None,
+    ) -> Tensor:
+        batch, tiles, out_channels = len(x), weight.shape[0], weight.shape[1]
+        blocks = blocks_of(assignment, tiles)
+        patches = _gather(x, blocks, geometry, reads)
+        kernels = _kernel_matrices(weight)
+        if not blocks.one_each:
+            kernels = kernels[blocks.tile]
+        if bias is None:
+            product = torch.bmm(patches, kernels)
+        else:
+            product = torch.baddbmm(bias[blocks.tile][:, None], patches, kernels)
+        ctx.save_for_backward(weight, patches if ctx.needs_input_grad[1] else None, blocks.patch, blocks.tile, reads)
+        ctx.one_each, ctx.geometry, ctx.input_shape = blocks.one_each, geometry, x.shape
+        rows = _scatter(product, blocks.patch, batch * geometry.patches)
+        return rows.view(batch, geometry.out_height, geometry.out_width, out_channels).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, patches, patch, tile, reads = ctx.saved_tensors
+        geometry: Geometry = ctx.geometry
+        tiles, out_channels, in_channels = weight.shape[:3]
+        per_pixel = gradients[0].permute(0, 2, 3, 1).reshape(-1, out_channels)
+        error = per_pixel[patch.clamp(max=len(per_pixel) - 1)]
+        if not ctx.one_each:
+            error *= (patch < len(per_pixel))[..., None]
+
+        def to_tiles(by_block: Tensor) -> Tensor:
+            if ctx.one_each:
+                return by_block
+            return by_block.new_zeros(tiles, *by_block.shape[1:]).index_add_(0, tile, by_block)
+
+        x_grad = weight_grad = bias_grad = None
+        if ctx.needs_input_grad[1]:
+            by_tile = to_tiles(torch.bmm(patches.transpose(1, 2), error))
+            by_tile = by_tile.view(tiles, *geometry.kernel, in_channels, out_channels)
+            weight_grad = by_tile.permute(0, 4, 3, 1, 2).contiguous()
+        if ctx.needs_input_grad[2]:
+            bias_grad = to_tiles(error.sum(1))
+        if ctx.needs_input_grad[0]:
+            kernels = _kernel_matrices(weight)
+            if not ctx.one_each:
+                kernels = kernels[tile]
+            back = _scatter(torch.bmm(error, kernels.transpose(1, 2)), patch, len(per_pixel))
+            x_grad = _fold(back, ctx.input_shape, geometry, reads)
+        return x_grad, weight_grad, bias_grad, None, None, None
+
+
+def tiled_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    assignment: Tensor,
+    geometry: Geometry,
+    reads: Tensor | None = None,
+) -> Tensor:
+    """Convolves each patch with the kernel matrix of its tile.
+
+    Args:
+        x: images (B, C, H, W).
+        weight: kernels (tiles, out, C, kh, kw).
+        bias: (tiles, out) or None.
+        assignment: int64 (B, n_p), values in [0, tiles); where -1 the output is 0.
+        geometry: of the convolution, for images of this size.
+        reads: bool (n_p, kh kw), input pixels that a patch may read, or None for all; others read as zero.
+
+    Returns:
+        (B, out, h, w), channels last in memory. Gradients flow to x, weight and bias, once.
+    """
+    output: Tensor = _TiledConvolution.apply(x, weight, bias, assignment, geometry, reads)
+    return output
+
+
+def _kernel_matrices(weight: Tensor) -> Tensor:
+    """Kernel matrices (tiles, k, out) with k ordered (kh, kw, C), as the gathered patches are."""
+    tiles, out_channels = weight.shape[:2]
+    return weight.permute(0, 3, 4, 2, 1).reshape(tiles, -1, out_channels)
+
+
+def _gather(x: Tensor, blocks: Blocks, geometry: Geometry, reads: Tensor | None) -> Tensor:
+    """The patches of each block, (blocks, rows, k). Unused rows hold some patch; their products are dropped."""
+    batch, channels = x.shape[:2]
+    (kh, kw), (dh, dw) = geometry.kernel, geometry.dilation
+    top, bottom, left, right = geometry.padding
+    pixels = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous()
+    height, width = geometry.padded_height, geometry.padded_width
+    # Overlapping runs of kw pixels, one starting at each pixel: a patch is kh of them.
+    starts = batch * height * width - (kw - 1) * dw
+    runs = pixels.as_strided((starts, kw, channels), (channels, dw * channels, 1))
+    patch = blocks.patch.reshape(-1).clamp(max=batch * geometry.patches - 1)
+    image, pixel = patch // geometry.patches, patch % geometry.patches
+    y, column = pixel // geometry.out_width * geometry.stride[0], pixel % geometry.out_width * geometry.stride[1]
+    lines = (image * height + y)[:, None] + torch.arange(kh, device=x.device) * dh
+    gathered = runs.index_select(0, (lines * width + column[:, None]).reshape(-1))
+    if reads is not None:
+        gathered = gathered.view(len(patch), kh * kw, channels) * reads.to(x.device)[pixel][..., None]
+    return gathered.reshape(*blocks.patch.shape, kh * kw * channels)
+
+
+def _scatter(rows: Tensor, patch: Tensor, total: int) -> Tensor:
+    """Brings rows (blocks, rows, n) into the order of their patches, (total, n), zero where there is none."""
+    ordered = rows.new_zeros(total + 1, rows.shape[-1])
+    return ordered.index_copy_(0, patch.reshape(-1), rows.reshape(-1, rows.shape[-1]))[:total]
+
+
+def _fold(rows: Tensor, shape: torch.Size, geometry: Geometry, reads: Tensor | None) -> Tensor:
+    """Adds the gradients of patches (B n_p, k) up to the gradient of the images they overlap in, (B, C, H, W)."""
+    batch, channels, in_height, in_width = shape
+    (kh, kw), (dh, dw), (sh, sw) = geometry.kernel, geometry.dilation, geometry.stride
+    parts = rows.view(batch, geometry.patches, kh * kw, channels)
+    if reads is not None:
+        parts = parts * reads.to(rows.device)[..., None]
+    parts = parts.view(batch, geometry.out_height, geometry.out_width, kh, kw, channels)
+    total = rows.new_zeros(batch, geometry.padded_height, geometry.padded_width, channels)
+    reach_y, reach_x = (geometry.out_height - 1) * sh + 1, (geometry.out_width - 1) * sw + 1
+    for i in range(kh):
+        for j in range(kw):
+            y, x = i * dh, j * dw
+            total[:, y : y + reach_y : sh, x : x + reach_x : sw] += parts[:, :, :, i, j]
+    top, _, left, _ = geometry.padding
+    return total[:, top : top + in_height, left : left + in_width].permute(0, 3, 1, 2)

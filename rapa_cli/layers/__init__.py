@@ -1,0 +1,1 @@
+"""Layers that torch lacks, and networks built from their definitions."""

@@ -1,0 +1,254 @@
+"""Networks built from their definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rapa_cli import config
+from rapa_cli.errors import ConfigError
+from rapa_cli.keyed import keyed_layers
+from rapa_cli.kernels.geometry import Geometry
+from rapa_cli.layers.normalization import LocalResponseNorm, Normalize
+from rapa_cli.layers.pooling import pooled_size, pooling
+from rapa_cli.philox import Purpose, check_seed, generator
+from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.tiling.schemes import scheme_named
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a network's normalisation needs of its training data, on the [0, 1] pixel scale.
+
+    Attributes:
+        mean: (C,).
+        std: (C,).
+        mean_image: (C, H, W).
+    """
+
+    mean: Tensor
+    std: Tensor
+    mean_image: Tensor
+
+
+class Network(nn.Sequential):
+    """A network that knows its definition.
+
+    Takes images (B, C, H, W), float32 in [0, 1]; gives logits (B, classes).
+
+    Attributes:
+        definition: the definition, its tiles written out.
+        shape: (C, H, W) of an image.
+        classes: number of classes.
+    """
+
+    def __init__(self, definition: config.Network, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.definition, self.shape, self.classes = definition, shape, classes
+
+
+def build(
+    definition: config.Network,
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    seed: int = 0,
+    statistics: Statistics | None = None,
+) -> Network:
+    """Builds a network and draws its weights from the seed.
+
+    Args:
+        definition: its tiles are resolved by `resolve` where they are not yet.
+        shape: (C, H, W) of an image.
+        classes: number of classes.
+        seed: of the initial weights and of what tiling schemes draw once.
+        statistics: of the training data; without them the normalisation does nothing until a checkpoint fills it.
+
+    Raises:
+        ConfigError: the definition does not fit the images.
+    """
+    check_seed(seed)
+    definition = resolve(definition, shape)
+    network = Network(definition, shape, classes)
+    network.add_module("normalize", _normalization(definition, shape, statistics))
+    tiles = iter(definition.tiles or ())
+    channels, height, width = shape
+    flat = False
+    numbers: dict[str, int] = {}
+
+    def add(kind: str, layer: nn.Module) -> None:
+        numbers[kind] = numbers.get(kind, 0) + 1
+        network.add_module(f"{kind}{numbers[kind]}", layer)
+
+    for layer in definition.layers:
+        if isinstance(layer, config.Conv):
+            add("conv", _convolution(layer, channels, definition.scheme, next(tiles)))
+            channels, (height, width) = layer.channels, _conv_size(layer, height, width)
+        elif isinstance(layer, config.Pool):
+            method = layer.method or definition.pool
+            add("pool", pooling(method, channels, layer.kernel, layer.stride))
+            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+        elif isinstance(layer, config.Relu):
+            add("relu", nn.ReLU())
+        elif isinstance(layer, config.Lrn):
+            add("lrn", LocalResponseNorm(layer.kernel, layer.alpha, layer.beta))
+        else:
+            if not flat:
+                network.add_module("flatten", nn.Flatten())
+                channels, height, width, flat = channels * height * width, 1, 1, True
+            features = layer.features or classes
+            add("linear", nn.Linear(channels, features))
+            channels = features
+    if channels != classes or not flat:
+        raise ConfigError(
+            f"network '{definition.name}' ends with {channels} outputs for {classes} classes",
+            hint="let it end with a layer of kind 'linear' without 'features'",
+        )
+    _initialise(network, seed)
+    return network
+
+
+def resolve(
+    definition: config.Network,
+    shape: tuple[int, int, int],
+    *,
+    scheme: str | None = None,
+    tiles: Sequence[int] | None = None,
+    pool: str | None = None,
+) -> config.Network:
+    """Writes out what a definition leaves open, after replacing what the caller names.
+
+    Tiles without a scheme mean `random`; a scheme without tiles means balanced tiles.
+
+    Raises:
+        ConfigError: the layers do not fit the images, or the tiles do not fit the layers.
+    """
+    changes: dict[str, object] = {}
+    if scheme is not None:
+        changes.update(scheme=scheme, tiles=None)
+    if tiles is not None:
+        changes.update(
+            tiles=tuple(tiles), scheme=scheme or ("random" if definition.scheme == "none" else definition.scheme)
+        )
+    if pool is not None:
+        changes.update(pool=pool)
+    values = {**definition.model_dump(), **changes}
+    definition = config.validate(config.Network, values, f"network '{definition.name}'")
+    patches = patches_per_layer(definition, shape)
+    if definition.tiles is None:
+        balanced = tuple(count // min(patches) for count in patches)
+        if scheme_named(definition.scheme).square:
+            balanced = tuple(int(count**0.5) ** 2 for count in balanced)
+        untiled = definition.scheme == "none"
+        definition = definition.model_copy(update={"tiles": (1,) * len(patches) if untiled else balanced})
+    assert definition.tiles is not None
+    if len(definition.tiles) != len(patches):
+        raise ConfigError(
+            f"tiles: got {len(definition.tiles)} numbers ({_commas(definition.tiles)}), "
+            f"but network '{definition.name}' has {len(patches)} convolutions",
+            hint=f"give one number for each, as in --tiles {_commas(count // min(patches) for count in patches)}",
+        )
+    for number, (count, available) in enumerate(zip(definition.tiles, patches, strict=True), 1):
+        try:
+            scheme_named(definition.scheme).check(count)
+        except ValueError as error:
+            raise ConfigError(f"convolution {number}: {error}") from None
+        if count > available:
+            raise ConfigError(
+                f"tiles: convolution {number} got {count} tiles, but its output has only {available} patches",
+                hint=f"its number of tiles may be 1 to {available}",
+            )
+    return definition
+
+
+def patches_per_layer(definition: config.Network, shape: tuple[int, int, int]) -> list[int]:
+    """n_p of each convolution, for images of a shape (C, H, W).
+
+    Raises:
+        ConfigError: the images are too small for the layers, or a convolution comes after a linear layer.
+    """
+    _, height, width = shape
+    patches: list[int] = []
+    flat = False
+    for layer in definition.layers:
+        if isinstance(layer, config.Linear):
+            flat = True
+        elif flat and not isinstance(layer, config.Relu):
+            raise ConfigError(f"network '{definition.name}': a layer of kind '{layer.kind}' comes after a linear one")
+        elif isinstance(layer, config.Conv):
+            height, width = _conv_size(layer, height, width)
+            patches.append(height * width)
+        elif isinstance(layer, config.Pool):
+            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+        if height < 1 or width < 1:
+            raise ConfigError(
+                f"network '{definition.name}' needs larger images than {shape[1]} x {shape[2]} pixels",
+                hint="a kernel or a pooling window does not fit any more",
+            )
+    if not patches:
+        raise ConfigError(f"network '{definition.name}' has no convolution", hint="add a layer of kind 'conv'")
+    return patches
+
+
+def parameter_count(network: nn.Module, *, convolutions_only: bool = False) -> int:
+    """How many weights and biases a network has; on request those of its convolutions only, as the paper counts."""
+    kinds = (nn.Conv2d, TiledConv2d) if convolutions_only else (nn.Module,)
+    seen = {id(p): p.numel() for layer in network.modules() if isinstance(layer, kinds) for p in layer.parameters()}
+    return sum(seen.values())
+
+
+def _convolution(layer: config.Conv, channels: int, scheme: str, tiles: int) -> nn.Module:
+    arguments = (channels, layer.channels, layer.kernel, layer.stride, layer.padding, layer.dilation)
+    if scheme == "none":
+        return nn.Conv2d(*arguments)
+    return TiledConv2d(*arguments, tiles=tiles, scheme=scheme)
+
+
+def _conv_size(layer: config.Conv, height: int, width: int) -> tuple[int, int]:
+    margins = (layer.padding,) * 4
+    pair = (layer.stride,) * 2
+    try:
+        geometry = Geometry(height, width, (layer.kernel,) * 2, pair, margins, (layer.dilation,) * 2)
+    except ValueError as error:
+        raise ConfigError(str(error), hint="use larger images, a smaller kernel or more padding") from None
+    return geometry.out_height, geometry.out_width
+
+
+def _normalization(definition: config.Network, shape: tuple[int, int, int], statistics: Statistics | None) -> nn.Module:
+    channels = shape[0]
+    one = torch.ones(channels, 1, 1)
+    match definition.normalization:
+        case "mean-std":
+            if statistics is None:
+                return Normalize(torch.zeros(channels, 1, 1), one)
+            # A channel that is the same everywhere is only shifted.
+            std = torch.where(statistics.std > 0, statistics.std, 1)
+            return Normalize(statistics.mean.view(-1, 1, 1), std.view(-1, 1, 1))
+        case "mean-image":
+            return Normalize(torch.zeros(shape) if statistics is None else statistics.mean_image, one)
+        case _:
+            return nn.Identity()
+
+
+def _initialise(network: Network, seed: int) -> None:
+    """Draws all weights uniform within 1 / sqrt(fan-in), each layer and each tile from the seed."""
+    layers = [layer for layer in network if isinstance(layer, (nn.Conv2d, TiledConv2d, nn.Linear))]
+    for index, layer in enumerate(layers):
+        source = generator(Purpose.INITIALISATION, seed, layer=index)
+        if isinstance(layer, TiledConv2d):
+            layer.reset_parameters(source)
+            continue
+        bound = layer.weight[0].numel() ** -0.5
+        with torch.no_grad():
+            layer.weight.uniform_(-bound, bound, generator=source)
+            if layer.bias is not None:
+                layer.bias.uniform_(-bound, bound, generator=source)
+    for keyed in keyed_layers(network):
+        keyed.seed.fill_(seed)
+
+
+def _commas(numbers: object) -> str:
+    return ",".join(str(number) for number in numbers)  # type: ignore[attr-defined]

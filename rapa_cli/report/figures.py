@@ -1,0 +1,65 @@
+"""Figures, drawn without a screen and written as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rapa_cli.files import atomic, make_folder
+
+_TRAIN, _TEST = "#4477aa", "#cc3311"
+
+
+def learning_curve(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Train and test error in percent against the epoch; `rows` are the rows of a run's metrics."""
+    figure = _figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    epochs = [row["epoch"] for row in rows]
+    for key, label, colour in (("train_error", "train", _TRAIN), ("test_error", "test", _TEST)):
+        errors = [row[key] for row in rows]
+        axes.plot(epochs, errors, color=colour, marker="o" if len(rows) < 30 else None, markersize=3, label=label)
+    best = min(rows, key=lambda row: row["test_error"])
+    axes.axhline(best["test_error"], color=_TEST, linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"lowest test error {best['test_error']:.2f} % (epoch {best['epoch']})",
+        (epochs[0], best["test_error"]),
+        textcoords="offset points",
+        xytext=(2, 4),
+        fontsize=8,
+        color=_TEST,
+    )
+    axes.set(title=title, xlabel="epoch", ylabel="error (%)", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def write(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes a figure as NAME.png and NAME.svg and returns the two paths.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    make_folder(folder)
+    paths = []
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        for kind in ("png", "svg"):
+            path = folder / f"{name}.{kind}"
+            with atomic(path) as temporary:
+                # Without a date the same run draws the same file.
+                figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+            paths.append(path)
+    return paths
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

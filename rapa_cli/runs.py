@@ -1,0 +1,171 @@
+"""Run folders: everything that one training leaves, and how commands find a checkpoint.
+
+run.json      what was asked for: network, recipe, data, seed, versions
+metrics.*     a row for each epoch, as CSV and as JSON lines; the same for the same seed
+timing.csv    seconds for each epoch
+last.*        weights, optimizer and progress at the end of the last epoch or where the run was stopped
+best.*        weights at the lowest test error
+figures/      the learning curve
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from rapa_cli import config
+from rapa_cli.errors import ConfigError, FileError, suggestion
+from rapa_cli.files import make_folder, write_text
+from rapa_cli.philox import MAX_SEED
+from rapa_cli.resources import models_root
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+MANIFEST = "run.json"
+
+
+class Manifest(config.Frozen):
+    """What a run was asked to do."""
+
+    format: int = Field(1, ge=1, le=1)
+    network: config.Network
+    recipe: config.Recipe
+    data: str
+    seed: int = Field(ge=0, le=MAX_SEED)
+    provenance: dict[str, str] = {}
+
+
+def new_folder(network: str, scheme: str, data: str, out: Path | None) -> Path:
+    """Makes the folder of a new run.
+
+    Args:
+        network: for the name of the folder, as are scheme and data.
+        scheme: likewise.
+        data: likewise.
+        out: the folder itself, or None for a new one below ./runs.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+        FileError: it cannot be made.
+    """
+    if out is not None:
+        if (out / MANIFEST).exists():
+            raise ConfigError(
+                f"--out {out}: there is a run in this folder already",
+                hint=f"go on with it by --resume {out}, or choose another folder",
+            )
+        return make_folder(out)
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{scheme}-{data}"
+    folder = Path("runs") / stem
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{stem}-{number}"
+    return make_folder(folder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads what a run was asked to do.
+
+    Raises:
+        FileError: there is no run in the folder, or its manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise FileError(f"there is no run folder {folder}", hint=_other_runs())
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileError(f"there is no run in {folder} ({MANIFEST} is missing)", hint=_other_runs()) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
+    try:
+        return config.validate(Manifest, document, str(path))
+    except ConfigError as error:
+        raise FileError(error.message, hint=error.hint) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes what a run is asked to do."""
+    write_text(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+
+
+def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, lines: bool = False) -> None:
+    """Writes rows of one set of keys as `name.csv`, and on request also as `name.jsonl`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / f"{name}.csv", text.getvalue())
+    if lines:
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; an empty list where there is none.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(row, dict) and isinstance(row["epoch"], int) for row in rows):
+            raise ValueError("a line is no row of metrics")
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
+    return rows
+
+
+def read_timing(folder: Path) -> list[dict[str, Any]]:
+    """The rows of timing.csv; an empty list where there is none or it cannot be read, since times prove nothing."""
+    try:
+        with (folder / "timing.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+            return [{**{key: float(value) for key, value in row.items()}, "epoch": int(row["epoch"])} for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        return []
+
+
+def find_checkpoint(name: str | None, *, best: bool = False) -> Path:
+    """The checkpoint that a command's argument means.
+
+    Args:
+        name: a file, a run folder, a name in the zoo, or None for the newest run below ./runs.
+        best: whether the one with the lowest test error is meant instead of the last.
+
+    Raises:
+        FileError: there is none.
+    """
+    wanted = BEST if best else LAST
+    if name is None:
+        runs = sorted(Path("runs").glob(f"*/{wanted}"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise FileError("there is no run with a checkpoint below ./runs", hint="train one: rapa train")
+        return runs[-1]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / wanted).is_file():
+            raise FileError(f"there is no checkpoint {path / wanted}", hint="has the run finished an epoch?")
+        return path / wanted
+    zoo = models_root() / "zoo" / name / BEST
+    if "/" not in name and zoo.is_file():
+        return zoo
+    raise FileError(f"there is no checkpoint {name}", hint=_other_runs(name))
+
+
+def _other_runs(name: str = "") -> str:
+    known = [str(path.parent) for path in sorted(Path("runs").glob(f"*/{MANIFEST}"))]
+    if not known:
+        return "there are no runs below ./runs; train one: rapa train"
+    return suggestion(name, known) if name else f"newest run: {known[-1]}"

@@ -1,0 +1,1 @@
+"""Tiling: which array computes which image patch, and the convolution that works so."""

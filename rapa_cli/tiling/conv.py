@@ -1,0 +1,182 @@
+"""TiledConv2d: a convolution whose kernel matrix is replicated on several arrays (RAPA; paper, section 2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rapa_cli.keyed import KeyedLayer
+from rapa_cli.kernels.geometry import Geometry
+from rapa_cli.kernels.reference import tiled_conv2d
+from rapa_cli.tiling.schemes import scheme_named
+
+Pair = int | tuple[int, int]
+
+
+class TiledConv2d(KeyedLayer):
+    """A 2-D convolution computed by several tiles, each with a kernel matrix and a bias of its own.
+
+    Each image's patches are divided among the tiles by the scheme; output pixel i is patch i times the kernel matrix
+    of its tile. With one tile it is `nn.Conv2d`.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: one number or (height, width), pixels.
+        stride: likewise.
+        padding: likewise, zeros on both sides; or "same" or "valid" as in `nn.Conv2d`.
+        dilation: likewise.
+        bias: whether each array has an extra row for a bias.
+        tiles: number of tiles n_t, from 1 to the number of patches; for `perforated` the perforation factor.
+        scheme: none, random, random-fixed, image-overlap, image-pad, alternate or perforated.
+        arrays: what the arrays are made of; None are ideal ones.
+
+    Attributes:
+        weight: (tiles, out, in, kh, kw); for `perforated` (1, out, in, kh, kw).
+        bias: (tiles, out) or (1, out), or None.
+
+    Raises:
+        ValueError: an argument out of its range; the message begins with its name.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        bias: bool = True,
+        *,
+        tiles: int = 1,
+        scheme: str = "random",
+        arrays: None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, allowed are whole numbers from 1")
+        if arrays is not None:
+            raise ValueError(f"arrays: got {arrays!r}, allowed is None (ideal arrays)")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride = _pair("stride", stride, 1)
+        self.dilation = _pair("dilation", dilation, 1)
+        self.padding: tuple[int, int] | str
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise ValueError(f"padding: got '{padding}', allowed are numbers, 'same' and 'valid'")
+            if padding == "same" and self.stride != (1, 1):
+                raise ValueError("padding: 'same' needs stride 1")
+            self.padding = padding
+        else:
+            self.padding = _pair("padding", padding, 0)
+        self._scheme = scheme_named(scheme)
+        self._scheme.check(tiles)
+        self.scheme, self.tiles = scheme, tiles
+        matrices = self._scheme.matrices(tiles)
+        self.weight = nn.Parameter(torch.empty(matrices, out_channels, in_channels, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(matrices, out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws all tiles independently, uniform within 1 / sqrt(k) as `nn.Conv2d` does, k the fan-in of one array."""
+        bound = 1 / math.sqrt(self.weight[0, 0].numel())
+        with torch.no_grad():
+            self.weight.uniform_(-bound, bound, generator=generator)
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound, generator=generator)
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """The geometry of the convolution for images of this size in pixels."""
+        return Geometry(height, width, self.kernel_size, self.stride, self._margins(), self.dilation)
+
+    def assign(self, images: int | Tensor, out_size: tuple[int, int]) -> Tensor:
+        """Assigns the patches of a batch to tiles.
+
+        Args:
+            images: the batch's size B, or its image ids, int64 of shape (B,).
+            out_size: height and width of the output in pixels.
+
+        Returns:
+            int64 tensor (B, n_p), row-major over output pixels, values in [0, tiles); -1 where nothing is computed.
+
+        Raises:
+            ValueError: there are more tiles than patches.
+        """
+        patches = out_size[0] * out_size[1]
+        if self.tiles > patches:
+            raise ValueError(
+                f"tiles: got {self.tiles}, but an output of {out_size[0]} x {out_size[1]} pixels has only {patches} patches"
+            )
+        return self._scheme.assign(self, self.tiles, images, out_size)
+
+    def forward(self, x: Tensor, assignment: Tensor | None = None) -> Tensor:
+        """Convolves a batch.
+
+        Args:
+            x: images (B, in, H, W), or one image (in, H, W).
+            assignment: int64 (B, n_p), values in [-1, tiles), to use instead of the scheme's.
+
+        Returns:
+            (B, out, h, w), or (out, h, w) for one image.
+
+        Raises:
+            ValueError: wrong shapes, or more tiles than patches.
+        """
+        if x.ndim == 3:
+            return self(x[None], assignment)[0]  # type: ignore[no-any-return]
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is (B, {self.in_channels}, H, W)")
+        geometry = self.geometry(x.shape[2], x.shape[3])
+        if assignment is not None:
+            self._check_assignment(assignment, len(x), geometry.patches)
+        elif self.tiles == 1:
+            return F.conv2d(
+                x, self.weight[0], None if self.bias is None else self.bias[0], self.stride, self.padding, self.dilation
+            )
+        else:
+            assignment = self.assign(len(x), (geometry.out_height, geometry.out_width))
+        reads = self._scheme.reads(self.tiles, geometry)
+        return tiled_conv2d(x, self.weight, self.bias, assignment.to(x.device), geometry, reads)
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding!r}, dilation={self.dilation}, bias={self.bias is not None}, "
+            f"tiles={self.tiles}, scheme={self.scheme!r}"
+        )
+
+    def _margins(self) -> tuple[int, int, int, int]:
+        if self.padding == "valid":
+            return (0, 0, 0, 0)
+        if self.padding == "same":
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
+        assert not isinstance(self.padding, str)
+        return (self.padding[0], self.padding[0], self.padding[1], self.padding[1])
+
+    def _check_assignment(self, assignment: Tensor, batch: int, patches: int) -> None:
+        if assignment.shape != (batch, patches) or assignment.dtype != torch.int64:
+            raise ValueError(
+                f"assignment: got {assignment.dtype} of shape {tuple(assignment.shape)}, "
+                f"allowed is int64 of shape ({batch}, {patches})"
+            )
+        matrices = len(self.weight)
+        if assignment.numel() and not (-1 <= int(assignment.min()) and int(assignment.max()) < matrices):
+            raise ValueError(
+                f"assignment: values from {int(assignment.min())} to {int(assignment.max())}, "
+                f"allowed are -1 to {matrices - 1}"
+            )
+
+
+def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(entry, int) or entry < least for entry in pair):
+        raise ValueError(f"{name}: got {value!r}, allowed are one or two whole numbers from {least}")
+    return pair[0], pair[1]

@@ -1,0 +1,69 @@
+"""Converting an existing network: its convolutions become tiled ones that start from the same kernel in all tiles."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from rapa_cli.keyed import keyed_layers
+from rapa_cli.tiling.conv import TiledConv2d
+
+
+def convert(module: nn.Module, *, tiles: int | Sequence[int], scheme: str = "random") -> nn.Module:
+    """Copies a network with its `nn.Conv2d` layers replaced by `TiledConv2d`.
+
+    Args:
+        module: the network; it is left as it is.
+        tiles: tiles of every convolution, or a number for each in the order of `module.modules()`.
+        scheme: the tiling scheme.
+
+    Returns:
+        A network that computes the same as `module` until its tiles are trained apart.
+
+    Raises:
+        ValueError: numbers of tiles that do not match, or a convolution with groups or with a padding other than zeros.
+    """
+    module = copy.deepcopy(module)
+    places = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+    counts = [tiles] * len(places) if isinstance(tiles, int) else list(tiles)
+    if len(counts) != len(places):
+        raise ValueError(f"tiles: got {len(counts)} numbers for {len(places)} convolutions ({', '.join(places)})")
+    for name, count in zip(places, counts, strict=True):
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d)
+        tiled = _tiled(name, layer, count, scheme)
+        if not name:
+            module = tiled
+        else:
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, tiled)
+    keyed_layers(module)
+    return module
+
+
+def _tiled(name: str, layer: nn.Conv2d, tiles: int, scheme: str) -> TiledConv2d:
+    if layer.groups != 1 or layer.padding_mode != "zeros":
+        raise ValueError(
+            f"module: convolution '{name}' has groups={layer.groups} and padding_mode='{layer.padding_mode}', "
+            "supported are groups=1 and padding_mode='zeros'"
+        )
+    tiled = TiledConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        (layer.kernel_size[0], layer.kernel_size[1]),
+        (layer.stride[0], layer.stride[1]),
+        layer.padding if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1]),
+        (layer.dilation[0], layer.dilation[1]),
+        layer.bias is not None,
+        tiles=tiles,
+        scheme=scheme,
+    ).to(layer.weight.device, layer.weight.dtype)
+    with torch.no_grad():
+        tiled.weight.copy_(layer.weight.expand_as(tiled.weight))
+        if tiled.bias is not None and layer.bias is not None:
+            tiled.bias.copy_(layer.bias.expand_as(tiled.bias))
+    tiled.train(layer.training)
+    return tiled

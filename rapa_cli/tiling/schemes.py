@@ -1,0 +1,211 @@
+"""Tiling schemes: the rules by which the patches of an image are assigned to tiles (paper, section 2).
+
+Output pixels are numbered row-major, i = y w + x; a patch goes by the number of its output pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rapa_cli.errors import suggestion
+from rapa_cli.keyed import Draw, KeyedLayer
+from rapa_cli.kernels.geometry import Geometry
+from rapa_cli.philox import Purpose, Stream
+
+# The word that turns the labels; no image has so many patches that a patch would use it too.
+_OFFSET_BLOCK = 0xFFFFFFFF
+
+
+class Scheme:
+    """A rule that assigns patches to tiles.
+
+    Attributes:
+        name: as on the command line.
+        square: whether the number of tiles must be a square.
+        fixed: whether the assignment is the same for all images.
+    """
+
+    name: ClassVar[str]
+    square: ClassVar[bool] = False
+    fixed: ClassVar[bool] = True
+
+    def matrices(self, tiles: int) -> int:
+        """How many kernel matrices a layer of `tiles` tiles has."""
+        return tiles
+
+    def check(self, tiles: int) -> None:
+        """Raises ValueError where the scheme cannot work with this number of tiles."""
+        if tiles < 1:
+            raise ValueError(f"tiles: got {tiles}, allowed are whole numbers from 1")
+        if self.square and math.isqrt(tiles) ** 2 != tiles:
+            q = math.isqrt(tiles)
+            raise ValueError(
+                f"tiles: got {tiles}, but scheme '{self.name}' needs a square number ({q * q}, {(q + 1) ** 2}, ...)"
+            )
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        """Assigns the patches of a batch.
+
+        Args:
+            layer: the layer that computes; it knows the draw.
+            tiles: number of tiles.
+            images: batch size or image ids (B,).
+            size: height and width of the output.
+
+        Returns:
+            int64 tensor (B, n_p), values in [0, tiles), -1 where nothing is computed.
+        """
+        raise NotImplementedError
+
+    def reads(self, tiles: int, geometry: Geometry) -> Tensor | None:
+        """Which input pixels a patch may read: bool (n_p, kh kw), or None for all."""
+        return None
+
+
+class Untiled(Scheme):
+    """One array computes all patches."""
+
+    name = "none"
+
+    def check(self, tiles: int) -> None:
+        """Raises ValueError unless there is one tile."""
+        if tiles != 1:
+            raise ValueError(f"tiles: got {tiles}, but scheme 'none' has one tile")
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        """All patches to tile 0."""
+        return _same_for_all(torch.zeros(size[0] * size[1], dtype=torch.int64), layer, images)
+
+
+class ImageOverlap(Scheme):
+    """s = floor(q x / w) + q floor(q y / h): each tile has a region of the image, patches may reach over its border."""
+
+    name = "image-overlap"
+    square = True
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        """The region in which the output pixel lies."""
+        return _same_for_all(_regions(math.isqrt(tiles), *size).flatten(), layer, images)
+
+
+class ImagePad(ImageOverlap):
+    """As image-overlap, but pixels of other regions read as zero, as if each region were an image of its own."""
+
+    name = "image-pad"
+
+    def reads(self, tiles: int, geometry: Geometry) -> Tensor:
+        """Input pixels in the patch's own region; the padding's pixels are zero anyway."""
+        q = math.isqrt(tiles)
+        own = _regions(q, geometry.out_height, geometry.out_width).flatten()
+        rows, columns = geometry.input_pixels()
+        height, width = geometry.in_height, geometry.in_width
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        region = _regions(q, height, width)[rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
+        return inside & (region == own[:, None])
+
+
+class Alternate(Scheme):
+    """s = (x mod q) + q (y mod q): neighbours go to different tiles."""
+
+    name = "alternate"
+    square = True
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        """The pixel's place in a q by q pattern."""
+        q = math.isqrt(tiles)
+        y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+        return _same_for_all((x % q + q * (y % q)).flatten(), layer, images)
+
+
+class Random(Scheme):
+    """A new balanced random partition for each image and draw, in training and in test."""
+
+    name = "random"
+    fixed = False
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        """A partition for each image, from the layer's draw."""
+        draw = layer.draw_for(images, layer.seed.device)
+        return balanced_partition(draw, layer.index, patches=size[0] * size[1], tiles=tiles)
+
+
+class RandomFixed(Scheme):
+    """One balanced random partition for all images, a function of the layer's seed, its index and n_p."""
+
+    name = "random-fixed"
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        """The one partition; no draw changes it."""
+        patches = size[0] * size[1]
+        once = torch.zeros(1, dtype=torch.int64, device=layer.seed.device)
+        draw = Draw(int(layer.seed), patches, once, Stream.FIXED)
+        return _same_for_all(balanced_partition(draw, layer.index, patches=patches, tiles=tiles)[0], layer, images)
+
+
+class Perforated(Scheme):
+    """One kernel matrix; in training a fresh random n_p / tiles of the patches of each image is computed, in test all."""
+
+    name = "perforated"
+    fixed = False
+
+    def matrices(self, tiles: int) -> int:
+        """One, whatever the perforation."""
+        return 1
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        """In training 0 for the patches of one part of a balanced partition and -1 elsewhere, in test 0."""
+        patches = size[0] * size[1]
+        if not layer.training:
+            return _same_for_all(torch.zeros(patches, dtype=torch.int64), layer, images)
+        draw = layer.draw_for(images, layer.seed.device)
+        return balanced_partition(draw, layer.index, patches=patches, tiles=tiles).sign().neg()
+
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (Untiled(), Random(), RandomFixed(), ImageOverlap(), ImagePad(), Alternate(), Perforated())
+}
+
+
+def scheme_named(name: str) -> Scheme:
+    """The scheme of a name.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    if name not in SCHEMES:
+        raise ValueError(f"scheme: there is no '{name}'; {suggestion(name, SCHEMES)}")
+    return SCHEMES[name]
+
+
+def balanced_partition(draw: Draw, layer: int, *, patches: int, tiles: int) -> Tensor:
+    """Random partitions with parts whose sizes differ by at most one.
+
+    A patch's rank is the rank of its hash among the image's patches (ties by patch number), its tile is
+    floor(rank tiles / patches); then the labels are turned by a keyed offset, so that every patch is uniform over the
+    tiles also where sizes differ.
+
+    Returns:
+        int64 tensor (B, patches), values in [0, tiles).
+    """
+    hashes = draw.words(Purpose.ASSIGNMENT, layer=layer, count=patches)
+    offset = draw.words(Purpose.ASSIGNMENT, layer=layer, count=1, first_block=_OFFSET_BLOCK) * tiles >> 32
+    order = torch.argsort(hashes, dim=1, stable=True)
+    by_rank = torch.arange(patches, device=order.device) * tiles // patches
+    return torch.empty_like(order).scatter_(1, order, (by_rank + offset) % tiles)
+
+
+def _regions(q: int, height: int, width: int) -> Tensor:
+    """The region of each pixel of an image cut into q by q regions, int64 (height, width)."""
+    y = torch.arange(height) * q // height
+    x = torch.arange(width) * q // width
+    return x + q * y[:, None]
+
+
+def _same_for_all(assignment: Tensor, layer: KeyedLayer, images: int | Tensor) -> Tensor:
+    size = images if isinstance(images, int) else len(images)
+    return assignment.to(layer.seed.device).expand(size, -1)

@@ -1,0 +1,263 @@
+"""The training loop, and what it leaves in the run folder.
+
+Everything random is keyed by the seed, the epoch and the image, so a run goes on from weights, momentum and progress
+alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rapa_cli import checkpoint, runs
+from rapa_cli.analysis.evaluation import evaluate
+from rapa_cli.checkpoint import Description, Progress
+from rapa_cli.data.augmentation import augment, pixels
+from rapa_cli.data.images import DataSet
+from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted
+from rapa_cli.keyed import draws
+from rapa_cli.layers.network import Network, Statistics, build
+from rapa_cli.philox import permutation
+from rapa_cli.training.schedule import optimizer, rate, set_rate
+from rapa_cli.training.stopping import StopRequest
+
+
+class Watcher(Protocol):
+    """Who is told how a training goes."""
+
+    def step(self, epoch: int, step: int, steps: int, sums: Sums) -> None:
+        """After each step."""
+
+    def testing(self, epoch: int) -> None:
+        """Before the test images are classified."""
+
+    def epoch(self, row: Mapping[str, Any], progress: Progress, images_per_second: float) -> None:
+        """After each epoch, with its row of metrics."""
+
+
+@dataclass
+class Sums:
+    """Sums over the images of an epoch so far, on the device, so that no step waits for them."""
+
+    loss: Tensor
+    wrong: Tensor
+    seen: int = 0
+
+    @classmethod
+    def of(cls, progress: Progress, device: torch.device) -> Sums:
+        """The sums that a checkpoint carries."""
+        return cls(
+            torch.tensor(progress.loss_sum, dtype=torch.float64, device=device),
+            torch.tensor(progress.wrong, dtype=torch.int64, device=device),
+            progress.seen,
+        )
+
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Adds a batch, given its mean loss."""
+        self.loss += loss.detach() * len(labels)
+        self.wrong += (logits.detach().argmax(1) != labels).sum()
+        self.seen += len(labels)
+
+
+@dataclass
+class Training:
+    """A training in progress.
+
+    Attributes:
+        folder: the run folder.
+        manifest: what the run was asked to do.
+        data: the images.
+        network: on its device.
+        sgd: the optimizer.
+        progress: how far it is.
+        rows: the metrics of the epochs so far.
+        timing: their times.
+    """
+
+    folder: Path
+    manifest: runs.Manifest
+    data: DataSet
+    network: Network
+    sgd: torch.optim.SGD
+    progress: Progress = field(default_factory=Progress)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    timing: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, watcher: Watcher, stop: StopRequest) -> None:
+        """Trains until the recipe's last epoch.
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+            CheckFailed: the loss is not finite any more; the last good checkpoint is kept.
+            FileError: a file could not be written.
+        """
+        while self.progress.epoch < self.manifest.recipe.epochs:
+            self._epoch(watcher, stop)
+
+    def save(self) -> None:
+        """Writes last.safetensors."""
+        state = self.sgd.state
+        momentum = {
+            name: state[parameter]["momentum_buffer"]
+            for name, parameter in self.network.named_parameters()
+            if state.get(parameter, {}).get("momentum_buffer") is not None
+        }
+        checkpoint.save(self.folder / runs.LAST, self._description(), self.network.state_dict(), momentum)
+
+    def _epoch(self, watcher: Watcher, stop: StopRequest) -> None:
+        recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
+        device = next(self.network.parameters()).device
+        train = self.data.train
+        order = permutation(seed, epoch, len(train))
+        steps = -(-len(train) // recipe.batch_size)
+        set_rate(self.sgd, rate(recipe, epoch))
+        sums = Sums.of(self.progress, device)
+        start, seen_before, step = time.perf_counter(), sums.seen, self.progress.step
+        before = self.progress
+        self.network.train()
+        try:
+            for step in range(before.step, steps):
+                ids = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+                self._step(train.images[ids], train.labels[ids], ids, sums, device)
+                watcher.step(epoch, step + 1, steps, sums)
+                if stop.exit_code is not None:
+                    step += 1
+                    stop.check()
+            step = steps
+            loss = float(sums.loss) / max(sums.seen, 1)
+            if not torch.isfinite(sums.loss) or not checkpoint.is_finite(self.network.state_dict()):
+                raise CheckFailed(
+                    f"the training diverged in epoch {epoch + 1}: the loss or a weight is not finite "
+                    f"at rate {rate(recipe, epoch):g}",
+                    hint=f"lower the rate, as in --lr {recipe.lr / 3:.2g}, or warm up: --set warmup_epochs=1",
+                )
+            training_seconds = time.perf_counter() - start
+            watcher.testing(epoch)
+            test = evaluate(
+                self.network,
+                self.data.test.images,
+                self.data.test.labels,
+                seed=seed,
+                draw=epoch,
+                on_batch=lambda _: stop.check(),
+            )
+        except (Interrupted, KeyboardInterrupt):
+            self.progress = before.model_copy(
+                update={
+                    "step": step,
+                    "seen": sums.seen,
+                    "loss_sum": float(sums.loss),
+                    "wrong": int(sums.wrong),
+                    "seconds": before.seconds + time.perf_counter() - start,
+                    "images": before.images + sums.seen - seen_before,
+                }
+            )
+            self.save()
+            raise
+        row = {
+            "epoch": epoch + 1,
+            "rate": rate(recipe, epoch),
+            "train_loss": loss,
+            "train_error": 100 * int(sums.wrong) / max(sums.seen, 1),
+            "test_loss": test.loss,
+            "test_error": test.error,
+        }
+        seconds, images = time.perf_counter() - start, sums.seen - seen_before
+        best = before.best_test_error is None or test.error < before.best_test_error
+        self.progress = Progress(
+            epoch=epoch + 1,
+            test_error=test.error,
+            train_error=row["train_error"],
+            best_test_error=test.error if best else before.best_test_error,
+            best_epoch=epoch + 1 if best else before.best_epoch,
+            seconds=before.seconds + seconds,
+            images=before.images + images,
+        )
+        self.rows.append(row)
+        self.timing.append(
+            {"epoch": epoch + 1, "train_seconds": training_seconds, "seconds": seconds, "images": images}
+        )
+        runs.write_rows(self.folder, "metrics", self.rows, lines=True)
+        runs.write_rows(self.folder, "timing", self.timing)
+        if best:
+            checkpoint.save(self.folder / runs.BEST, self._description(), self.network.state_dict(), {})
+        self.save()
+        watcher.epoch(row, self.progress, images / max(training_seconds, 1e-9))
+
+    def _step(self, images: Tensor, labels: Tensor, ids: Tensor, sums: Sums, device: torch.device) -> None:
+        recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
+        ids, labels = ids.to(device), labels.to(device)
+        x = augment(
+            pixels(images, device), ids, seed=seed, epoch=epoch, mirror=recipe.mirror, brightness=recipe.brightness
+        )
+        with draws(self.network, images=ids, seed=seed, draw=epoch, stream="train"):
+            logits = self.network(x)
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.sgd.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.sgd.step()
+        sums.add(logits, labels, loss)
+
+    def _description(self) -> Description:
+        return Description(
+            network=self.network.definition,
+            shape=self.network.shape,
+            classes=self.data.classes,
+            data=self.manifest.data,
+            seed=self.manifest.seed,
+            recipe=self.manifest.recipe,
+            progress=self.progress,
+            provenance=self.manifest.provenance,
+        )
+
+
+def begin(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.device) -> Training:
+    """Starts a run: writes its manifest, builds the network.
+
+    Raises:
+        ConfigError: the network does not fit the images.
+    """
+    statistics = Statistics(data.mean, data.std, data.mean_image)
+    network = build(manifest.network, data.shape, len(data.classes), seed=manifest.seed, statistics=statistics)
+    manifest = manifest.model_copy(update={"network": network.definition})
+    runs.write_manifest(folder, manifest)
+    network.to(device)
+    return Training(folder, manifest, data, network, optimizer(network, manifest.recipe))
+
+
+def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.device) -> Training:
+    """Goes on with a run from its last checkpoint, or from the beginning where it has none.
+
+    Raises:
+        FileError: the checkpoint is damaged or of another network.
+        ConfigError: the data set is another one.
+    """
+    path = folder / runs.LAST
+    if not path.exists():
+        return begin(folder, manifest, data, device)
+    saved = checkpoint.read(path)
+    if saved.description.network != manifest.network or saved.description.progress is None:
+        raise FileError(f"checkpoint {path} does not belong to the run in {folder}", hint="was it copied there?")
+    if saved.description.shape != data.shape or saved.description.classes != data.classes:
+        raise ConfigError(
+            f"data set '{data.name}' has other images or classes than the run in {folder} was trained on",
+            hint=f"the run's data set is '{manifest.data}'",
+        )
+    runs.write_manifest(folder, manifest)
+    network = checkpoint.restore(saved, path).to(device)
+    sgd = optimizer(network, manifest.recipe)
+    for name, parameter in network.named_parameters():
+        if name in saved.optimizer:
+            if saved.optimizer[name].shape != parameter.shape:
+                raise FileError(f"checkpoint {path}: the momentum of '{name}' has the wrong shape")
+            sgd.state[parameter]["momentum_buffer"] = saved.optimizer[name].to(device)
+    done = saved.description.progress.epoch
+    rows = [row for row in runs.read_metrics(folder) if row["epoch"] <= done]
+    timing = [row for row in runs.read_timing(folder) if row["epoch"] <= done]
+    return Training(folder, manifest, data, network, sgd, saved.description.progress, rows, timing)

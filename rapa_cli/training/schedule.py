@@ -1,0 +1,47 @@
+"""The learning rate over the epochs (paper, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rapa_cli.config import Recipe
+from rapa_cli.layers.pooling import MixedPool2d
+from rapa_cli.tiling.conv import TiledConv2d
+
+
+def rate(recipe: Recipe, epoch: int) -> float:
+    """The rate in an epoch, counted from 0: stepwise, and lower while it warms up."""
+    warmup = recipe.warmup_factor if epoch < recipe.warmup_epochs else 1.0
+    return recipe.lr * warmup * float(recipe.step_factor ** (epoch // recipe.step_epochs))
+
+
+def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with a group of parameters for each scaling of the rate and each weight decay; the groups' key is `scale`."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter, scale, decay in _parameters(network, recipe):
+        groups.setdefault((scale, decay), []).append(parameter)
+    tables: list[dict[str, Any]] = [
+        {"params": parameters, "scale": scale, "weight_decay": decay, "lr": recipe.lr * scale}
+        for (scale, decay), parameters in groups.items()
+    ]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
+    return torch.optim.SGD(tables, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+
+
+def set_rate(sgd: torch.optim.Optimizer, value: float) -> None:
+    """Sets the rate of every group, times its scale."""
+    for group in sgd.param_groups:
+        group["lr"] = value * group["scale"]
+
+
+def _parameters(network: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, float, float]]:
+    for layer in network.modules():
+        tiled = isinstance(layer, TiledConv2d) and recipe.lr_scaling == "linear"
+        scale = float(layer.tiles) if tiled else 1.0  # type: ignore[arg-type]
+        for name, parameter in layer.named_parameters(recurse=False):
+            decays = recipe.decay_mixture if isinstance(layer, MixedPool2d) else recipe.decay_bias or name != "bias"
+            yield parameter, scale, recipe.weight_decay if decays else 0.0
