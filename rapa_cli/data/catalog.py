@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -71,16 +72,12 @@ def open_data(name: str, data_dir: Path | None = None, *, progress: Progress = s
     check_name(name)
     if name == EMBEDDED:
         return _embedded(home, progress)
-    for folder in (home / name, _users_own() / name):
-        # The user's own folder counts only as the place of what could not be stored beside its official files.
-        beside = folder.parent == home or sources.find(name, home) is not None
-        if beside and store.exists(folder):
-            return store.read(folder)
+    if store.exists(home / name):
+        return store.read(home / name)
     official = sources.find(name, home)
     if official is not None:
-        contents = sources.load(official, progress)
-        target = home if _writable(home) else _users_own()
-        return _store(target / name, name, contents)
+        folder = (home if _writable(home) else _users_own()) / name
+        return store.read(folder) if store.exists(folder) else _store(folder, name, sources.load(official, progress))
     raise _absent(name, home, data_dir)
 
 
@@ -116,8 +113,11 @@ def get(
     if name == EMBEDDED:
         if source is not None:
             raise ConfigError(f"'{EMBEDDED}' is drawn by rapa itself and takes no --from", hint="choose another name")
-        before = store.exists(folder) and not force
-        return _embedded(home, progress, again=force), not before
+        with contextlib.suppress(FileError):
+            if not force and store.read(folder).source == shapes.source():
+                return store.read(folder), False
+        train, test = shapes.draw_splits(progress=progress)
+        return store.write(folder, EMBEDDED, shapes.CLASSES, train, test, shapes.source()), True
     if source is None:
         if store.exists(folder) and not force:
             return store.read(folder), False
@@ -126,9 +126,11 @@ def get(
             raise FileError(f"no place is known to fetch '{name}' from", hint=hint)
         official = sources.find(name, home) or download.fetch(name, home, progress)
         return _store(folder, name, sources.load(official, progress)), True
-    contents = sources.load(sources.recognise(source.expanduser()), progress)
-    if name in DOWNLOADABLE and contents.kind in DOWNLOADABLE and contents.kind != name:
-        raise FileError(f"{source} holds {contents.kind}, not {name}", hint=f"rapa data get {contents.kind} --from ...")
+    found_there = sources.recognise(source.expanduser())
+    if name in DOWNLOADABLE and found_there.kind in DOWNLOADABLE and found_there.kind != name:
+        hint = f"rapa data get {found_there.kind} --from {source}"
+        raise FileError(f"{source} holds {found_there.kind}, not {name}", hint=hint)
+    contents = sources.load(found_there, progress)
     if store.exists(folder) and not force:
         found = store.read(folder)
         if store.fingerprints(contents.train, contents.test) == store.fingerprints(found.train, found.test):
@@ -144,8 +146,7 @@ def listing(data_dir: Path | None = None) -> list[Entry]:
         FileError: the data folder is no folder.
     """
     home = _home(data_dir)
-    stored = {folder.name for folder in home.iterdir() if store.exists(folder)} if home.is_dir() else set()
-    return [_entry(name, home) for name in sorted(stored | set(KNOWN))]
+    return [_entry(name, home) for name in sorted(_stored(home) | set(KNOWN))]
 
 
 def check_name(name: str) -> None:
@@ -169,6 +170,12 @@ def _users_own() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "rapa"
 
 
+def _stored(home: Path) -> set[str]:
+    if not home.is_dir():
+        return set()
+    return {folder.name for folder in home.iterdir() if _NAME.fullmatch(folder.name) and store.exists(folder)}
+
+
 def _writable(folder: Path) -> bool:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -179,34 +186,28 @@ def _store(folder: Path, name: str, contents: Contents) -> DataSet:
     return store.write(folder, name, contents.classes, contents.train, contents.test, contents.source)
 
 
-def _embedded(home: Path, progress: Progress, *, again: bool = False) -> DataSet:
-    homes = list(dict.fromkeys([home, _users_own()]))
-    if not again:
-        for place in homes:
-            folder = place / EMBEDDED
-            if store.exists(folder):
-                with_source = _source_of(folder)
-                if with_source == shapes.source():
-                    return store.read(folder)
+def _embedded(home: Path, progress: Progress) -> DataSet:
+    """`shapes` from the store, or drawn and put there; where no folder can be written it stays in memory."""
+    places = list(dict.fromkeys([home, _users_own()]))
+    for place in places:
+        # A copy that is damaged or of another version is drawn anew.
+        with contextlib.suppress(FileError):
+            found = store.read(place / EMBEDDED)
+            if found.source == shapes.source():
+                return found
     train, test = shapes.draw_splits(progress=progress)
-    target = next((place for place in homes if _writable(place)), home) / EMBEDDED
-    return store.write(target, EMBEDDED, shapes.CLASSES, train, test, shapes.source())
-
-
-def _source_of(folder: Path) -> str | None:
-    """The source line of a stored data set, None where its document cannot be read."""
-    try:
-        return str(store.document(folder)["provenance"]["source"])
-    except FileError:
-        return None
+    for place in places:
+        if _writable(place):
+            with contextlib.suppress(FileError):
+                return store.write(place / EMBEDDED, EMBEDDED, shapes.CLASSES, train, test, shapes.source())
+    return DataSet(EMBEDDED, shapes.CLASSES, train, test, *store.constants(train.images), source=shapes.source())
 
 
 def _absent(name: str, home: Path, explicit: Path | None) -> FileError:
     if name in DOWNLOADABLE:
         option = f" --data-dir {explicit}" if explicit is not None else ""
         return FileError(f"data set '{name}' is not in {home}", hint=f"rapa data get {name}{option}")
-    stored = {folder.name for folder in home.iterdir() if store.exists(folder)} if home.is_dir() else set()
-    hint = f"{suggestion(name, stored | set(KNOWN))} (rapa data list shows what is there)"
+    hint = f"{suggestion(name, _stored(home) | set(KNOWN))} (rapa data list shows what is there)"
     return FileError(f"there is no data set '{name}' in {home}", hint=hint)
 
 

@@ -202,6 +202,6 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, zlib.error, EOFError) as error:
-        raise FileError(f"{path} is damaged: {error}", hint="fetch the archive again") from error
+        raise FileError(f"{path} is damaged: {error}", hint="delete it and fetch it again") from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error

@@ -8,6 +8,7 @@ import http.client
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from rapa_cli.errors import FileError
 from rapa_cli.files import explained, make_folder
 
 STALL_SECONDS = 30.0
-IDLE_ATTEMPTS = 5
+IDLE_ATTEMPTS = 4
 """How many attempts in a row may bring nothing new before the download is given up."""
 MAX_ATTEMPTS = 100
 MAX_BYTES = 2 * 2**30
@@ -115,31 +116,39 @@ def transfer(
     target, part = home / remote.name, home / f"{remote.name}.part"
     if target.is_file() and _md5(target) == remote.md5:
         return target
-    idle = 0
-    reason = "it broke off"
-    for _ in range(MAX_ATTEMPTS):
-        before = _size(part)
-        try:
-            with explained(part):
-                _attempt(remote, part, progress, stall_seconds)
-            break
-        except _BrokenOffError as error:
-            reason = str(error)
-            idle = 0 if _size(part) > before else idle + 1
-            if idle >= IDLE_ATTEMPTS:
-                raise _given_up(remote, reason) from error
-            pause(min(30.0, 2.0**idle - 1))
-    else:
-        raise _given_up(remote, reason)
+    left_behind = _size(part) > 0
+    if not (left_behind and _md5(part) == remote.md5):
+        _persist(remote, part, progress, stall_seconds, pause)
+        if left_behind and _md5(part) != remote.md5:
+            # What an earlier call left behind may be of another version of the file.
+            _delete(part)
+            _persist(remote, part, progress, stall_seconds, pause)
     got = _md5(part)
     if got != remote.md5:
-        with explained(part):
-            part.unlink()
+        _delete(part)
         hint = "try again; if it stays so, fetch the archive elsewhere and use --from PATH"
         raise FileError(f"{remote.url} is refused: its md5 is {got}, not {remote.md5}", hint=hint)
     with explained(target):
         part.replace(target)
     return target
+
+
+def _persist(
+    remote: Remote, part: Path, progress: Progress, stall_seconds: float, pause: Callable[[float], None]
+) -> None:
+    """Makes attempts until the file is whole or nothing comes any more."""
+    idle = 0
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        before = _size(part)
+        try:
+            _attempt(remote, part, progress, stall_seconds)
+            return
+        except _BrokenOffError as error:
+            idle = 0 if _size(part) > before else idle + 1
+            if idle >= IDLE_ATTEMPTS or attempt == MAX_ATTEMPTS:
+                hint = "run the command again to go on where it stopped, or fetch it elsewhere and use --from PATH"
+                raise FileError(f"{remote.url} could not be fetched: {error}", hint=hint) from error
+            pause(0.5 * 2.0**idle)
 
 
 class _BrokenOffError(Exception):
@@ -199,13 +208,17 @@ def _receive(
     answer: http.client.HTTPResponse, part: Path, start: int, total: int | None, remote: Remote, progress: Progress
 ) -> int:
     size = start
-    with part.open("ab") as file:
-        file.truncate(start)
+    with explained(part):
+        file = part.open("ab", buffering=0)
+    with file:
+        with explained(part):
+            file.truncate(start)
         while block := answer.read(_BLOCK):
             size += len(block)
             if size > MAX_BYTES:
                 raise FileError(f"{remote.url} is refused: it has more than {MAX_BYTES} bytes")
-            file.write(block)
+            with explained(part):
+                file.write(block)
             progress(f"fetching {remote.name}", size, total or 0)
     return size
 
@@ -218,15 +231,16 @@ def _translated(remote: Remote, part: Path, start: int) -> Iterator[None]:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and start:
-            part.unlink()
+            _delete(part)
             raise _BrokenOffError("the part fetched earlier does not fit") from error
         if error.code >= 500 or error.code in (408, 429):
             raise _BrokenOffError(f"the server answered {error.code} {error.reason}") from error
         hint = "fetch the archive elsewhere and use --from PATH"
         raise FileError(f"{remote.url}: the server answered {error.code} {error.reason}", hint=hint) from error
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        reason = getattr(error, "reason", error)
-        raise _BrokenOffError(f"no connection ({reason or type(error).__name__})") from error
+    except (OSError, http.client.HTTPException) as error:
+        # Files are written under `explained`, so an OSError here comes from the connection.
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise _BrokenOffError(f"the connection failed ({reason})") from error
 
 
 def _check_scheme(url: str) -> None:
@@ -258,6 +272,6 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _given_up(remote: Remote, reason: str) -> FileError:
-    hint = "run the command again to go on where it stopped, or fetch the archive elsewhere and use --from PATH"
-    return FileError(f"{remote.url} could not be fetched: {reason}", hint=hint)
+def _delete(path: Path) -> None:
+    with explained(path, "delete"):
+        path.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def read(folder: Path) -> DataSet:
     Raises:
         FileError: a file is missing, damaged, of another format, or the two do not belong together.
     """
-    hint = f"make it again: rapa data get {folder.name} --force"
+    hint = f"make it again: rapa data get {folder.name} --force (and --from PATH where it came from files)"
     parts: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
     for split in ("train", "test"):
         path = folder / f"{split}.safetensors"
@@ -147,21 +147,6 @@ def fingerprints(train: Split, test: Split) -> dict[str, str]:
         for split, part in (("train", train), ("test", test))
         for name, array in (("images", part.images), ("labels", part.labels))
     }
-
-
-def document(folder: Path) -> dict[str, Any]:
-    """The JSON document of the training split: format, name, classes, provenance.
-
-    Raises:
-        FileError: the file is missing or damaged.
-    """
-    path = folder / "train.safetensors"
-    hint = f"make it again: rapa data get {folder.name} --force"
-    with _explaining(path, hint), safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    found = _parse(path, metadata, hint)
-    _check_document(path, found, "train", hint)
-    return found
 
 
 def _save(path: Path, arrays: dict[str, Tensor], document: dict[str, Any]) -> None:
