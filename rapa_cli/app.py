@@ -6,8 +6,6 @@ Nothing heavy is imported here: `rapa --help` answers at once.
 from __future__ import annotations
 
 import errno
-import importlib
-import importlib.util
 import os
 import re
 import signal
@@ -22,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from rapa_cli import __version__
+from rapa_cli.commands import attack, data, demo, doctor, evaluate, inspect, reduce, train, vote
 from rapa_cli.errors import FileError, Interrupted, RapaError, suggestion
 
 INTERRUPTED = 130
@@ -52,15 +51,18 @@ def rapa(
     """Convolutional networks whose kernel matrices are replicated on several analog arrays."""
 
 
-def _register() -> None:
-    for name in ("train", "evaluate", "vote", "attack", "reduce", "inspect", "doctor", "demo"):
-        if importlib.util.find_spec(f"rapa_cli.commands.{name}"):
-            app.command(name)(getattr(importlib.import_module(f"rapa_cli.commands.{name}"), name))
-    if importlib.util.find_spec("rapa_cli.commands.data"):
-        app.add_typer(importlib.import_module("rapa_cli.commands.data").app, name="data")
-
-
-_register()
+for _command in (
+    train.train,
+    evaluate.evaluate,
+    vote.vote,
+    attack.attack,
+    reduce.reduce,
+    inspect.inspect,
+    doctor.doctor,
+    demo.demo,
+):
+    app.command()(_command)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def _device(text: str | None) -> str | None:
 Checkpoint = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CHECKPOINT]",
+        metavar="CHECKPOINT",
         show_default=False,
         help="A file, a run folder or a zoo name; the newest run under ./runs when left out.",
     ),
@@ -61,7 +61,7 @@ DataDir = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option("--seed", metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice, a 32-bit number."),
+    typer.Option("--seed", metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice."),
 ]
 Device = Annotated[
     str,
