@@ -15,6 +15,10 @@ from torch.nn import functional as F
 
 from rapa_cli.kernels.geometry import Geometry
 
+# What the patches computed at once should not exceed, in numbers, and how many rows a tile's product should have.
+_CACHED_NUMBERS = 1 << 20
+_ROWS_OF_A_TILE = 128
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -24,11 +28,13 @@ class Blocks:
         patch: int64 (blocks, rows), the patch's number b n_p + i in the batch, or B n_p in a block's unused rows.
         tile: int64 (blocks,).
         one_each: whether block j is the whole of tile j, so that nothing is padded or repeated.
+        complete: whether every patch of the batch is in a block.
     """
 
     patch: Tensor
     tile: Tensor
     one_each: bool
+    complete: bool
 
 
 def blocks_of(assignment: Tensor, tiles: int) -> Blocks:
@@ -43,10 +49,11 @@ def blocks_of(assignment: Tensor, tiles: int) -> Blocks:
     flat = assignment.reshape(-1)
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat + 1, minlength=tiles + 1)
-    order, counts = order[int(counts[0]) :], counts[1:]
+    skipped = int(counts[0])
+    order, counts = order[skipped:], counts[1:]
     rows = max(-(-len(order) // tiles), 1)
     if bool((counts == rows).all()):
-        return Blocks(order.view(tiles, rows), torch.arange(tiles, device=flat.device), True)
+        return Blocks(order.view(tiles, rows), torch.arange(tiles, device=flat.device), True, not skipped)
     per_tile = -(-counts // rows)
     tile = torch.repeat_interleave(torch.arange(tiles, device=flat.device), per_tile)
     first_block = torch.cumsum(per_tile, 0) - per_tile
@@ -55,7 +62,7 @@ def blocks_of(assignment: Tensor, tiles: int) -> Blocks:
     position = ((end - counts)[tile] + within * rows)[:, None] + torch.arange(rows, device=flat.device)
     inside = position < end[tile][:, None]
     patch = order[position.clamp(max=len(order) - 1)].masked_fill(~inside, len(flat))
-    return Blocks(patch, tile, False)
+    return Blocks(patch, tile, False, not skipped)
 
 
 class _TiledConvolution(torch.autograd.Function):
@@ -82,8 +89,9 @@ class _TiledConvolution(torch.autograd.Function):
         else:
             product = torch.baddbmm(bias[blocks.tile][:, None], patches, kernels)
         ctx.save_for_backward(weight, patches if ctx.needs_input_grad[1] else None, blocks.patch, blocks.tile, reads)
-        ctx.one_each, ctx.geometry, ctx.input_shape = blocks.one_each, geometry, x.shape
-        rows = _scatter(product, blocks.patch, batch * geometry.patches)
+        ctx.one_each, ctx.complete = blocks.one_each, blocks.complete
+        ctx.geometry, ctx.input_shape = geometry, x.shape
+        rows = _scatter(product, blocks.patch, batch * geometry.patches, complete=blocks.complete)
         return rows.view(batch, geometry.out_height, geometry.out_width, out_channels).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -113,7 +121,8 @@ class _TiledConvolution(torch.autograd.Function):
             kernels = _kernel_matrices(weight)
             if not ctx.one_each:
                 kernels = kernels[tile]
-            back = _scatter(torch.bmm(error, kernels.transpose(1, 2)), patch, len(per_pixel))
+            products = torch.bmm(error, kernels.transpose(1, 2))
+            back = _scatter(products, patch, len(per_pixel), complete=ctx.complete)
             x_grad = _fold(back, ctx.input_shape, geometry, reads)
         return x_grad, weight_grad, bias_grad, None, None, None
 
@@ -139,8 +148,21 @@ def tiled_conv2d(
     Returns:
         (B, out, h, w), channels last in memory. Gradients flow to x, weight and bias, once.
     """
-    output: Tensor = _TiledConvolution.apply(x, weight, bias, assignment, geometry, reads)
-    return output
+    images = _images_at_once(x, weight, geometry)
+    parts = [
+        _TiledConvolution.apply(x[i : i + images], weight, bias, assignment[i : i + images], geometry, reads)
+        for i in range(0, max(len(x), 1), images)
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _images_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
+    """On a CPU so few that their patches stay in its caches, but enough to keep every tile's product efficient."""
+    if x.device.type != "cpu":
+        return max(len(x), 1)
+    cached = _CACHED_NUMBERS // (geometry.patches * weight[0, 0].numel())
+    efficient = -(-_ROWS_OF_A_TILE * len(weight) // geometry.patches)
+    return max(cached, efficient, 1)
 
 
 def _kernel_matrices(weight: Tensor) -> Tensor:
@@ -169,9 +191,10 @@ def _gather(x: Tensor, blocks: Blocks, geometry: Geometry, reads: Tensor | None)
     return gathered.reshape(*blocks.patch.shape, kh * kw * channels)
 
 
-def _scatter(rows: Tensor, patch: Tensor, total: int) -> Tensor:
+def _scatter(rows: Tensor, patch: Tensor, total: int, *, complete: bool) -> Tensor:
     """Brings rows (blocks, rows, n) into the order of their patches, (total, n), zero where there is none."""
-    ordered = rows.new_zeros(total + 1, rows.shape[-1])
+    shape = (total + 1, rows.shape[-1])
+    ordered = rows.new_empty(shape) if complete else rows.new_zeros(shape)
     return ordered.index_copy_(0, patch.reshape(-1), rows.reshape(-1, rows.shape[-1]))[:total]
 
 
