@@ -6,6 +6,7 @@ Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def kind_of_archive(path: Path) -> str:
     Raises:
         FileError: it is damaged or holds neither.
     """
-    with _explained(path), tarfile.open(path, "r|*") as archive:
+    with _explained(path), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in _members(archive, path):
             name = PurePath(member.name)
             for kind, layout in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
@@ -167,8 +168,13 @@ def _files(path: Path, wanted: tuple[str, ...]) -> Iterator[Iterator[tuple[PureP
         if path.is_dir():
             yield ((path / name, _content(path / name)) for name in wanted if (path / name).is_file())
         else:
-            with tarfile.open(path, "r|*") as archive:
+            with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                 yield _unpacked(archive, path, wanted)
+                # The checksum stands at the stream's very end, behind what tar needs.
+                rest = 0
+                while block := stream.read(2**20):
+                    rest += len(block)
+                    _check_total(rest, path)
 
 
 def _unpacked(archive: tarfile.TarFile, path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[PurePath, bytes]]:
@@ -186,9 +192,13 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
     total = 0
     for member in archive:
         total += member.size
-        if total > _ARCHIVE_BYTES:
-            raise FileError(f"{path} unpacks to more than {_ARCHIVE_BYTES} bytes, more than the official archive")
+        _check_total(total, path)
         yield member
+
+
+def _check_total(size: int, path: Path) -> None:
+    if size > _ARCHIVE_BYTES:
+        raise FileError(f"{path} unpacks to more than {_ARCHIVE_BYTES} bytes, more than the official archive")
 
 
 def _content(path: Path) -> bytes:
@@ -201,7 +211,7 @@ def _content(path: Path) -> bytes:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise FileError(f"{path} is damaged: {error}", hint="delete it and fetch it again") from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error

@@ -80,7 +80,7 @@ def recognise(path: Path) -> Source:
             return Source("svhn", path.parent)
         if path.name in arrays.FILES:
             return Source("arrays", path.parent)
-        if path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        if path.name.endswith((".tar.gz", ".tgz")):
             return Source(cifar.kind_of_archive(path), path)
         raise FileError(f"{path} is not a file that rapa reads", hint=hint)
     for kind in ("cifar10", "cifar100", "svhn"):

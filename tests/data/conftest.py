@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from rapa_cli.data.images import Split
-
-
-def random_split(count: int, *, shape: tuple[int, int, int] = (3, 6, 5), classes: int = 4, seed: int = 0) -> Split:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
-    return Split(images, torch.arange(count) % classes)
+from tests.data.files import random_split
 
 
 @pytest.fixture
