@@ -132,12 +132,26 @@ for _core in ("numpy.core", "numpy._core"):
     _NAMES[f"{_core}.numeric", "_frombuffer"] = _Admitted(_from_buffer)
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    # The library's version in C makes room for whatever size or index a pickle claims, before it looks whether the
+    # content is there; the one in Python does so for byte arrays alone.
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _NAMES[module, name]
         except KeyError:
             raise _RefusedError(f"it asks for {module}.{name}, allowed are arrays, lists, bytes and strings") from None
+
+
+def _load_bytearray8(unpickler: Any) -> None:
+    size = int.from_bytes(unpickler.read(8), "little")
+    content = unpickler.read(size)
+    if len(content) != size:
+        raise _RefusedError(f"it claims {size} bytes and has {len(content)}")
+    unpickler.append(bytearray(content))
+
+
+_Unpickler.dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray8}
 
 
 def _array(shape: Any, dtype: _Type, order: str, content: Any) -> npt.NDArray[Any]:

@@ -118,6 +118,10 @@ def test_everything_else_is_refused(value: Any) -> None:
         b"\x80\x02}(U\x04datacnumpy\nndarray\n)\x81u.",
         b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n)Ru.",
         b"\x80\x02}(U\x04datacnumpy\ndtype.__class__\nu.",
+        # Sizes and indices that are not there.
+        b"\x80\x02}(U\x04data\x8e" + b"\xff" * 4 + bytes(4) + b"abcu.",
+        b"\x80\x05}(U\x04data\x96" + b"\xff" * 5 + bytes(3) + b"abcu.",
+        b"\x80\x02}r\xff\xff\xff\xff(U\x04dataju.",
         b"\x80\x02](.",
         b"\x80\x02K\x01.",
         b"\x80\x02}(K\x01K\x02u.",
