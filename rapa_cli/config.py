@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rapa_cli.errors import ConfigError, FileError, suggestion
-from rapa_cli.resources import definition
+from rapa_cli.resources import definition, models_root
 
 PoolMethod = Literal["max", "average", "mixed", "stochastic"]
 SchemeName = Literal["none", "random", "random-fixed", "image-overlap", "image-pad", "alternate", "perforated"]
 Model = TypeVar("Model", bound=BaseModel)
+
+_SET_HINT = "values are TOML: 0.01, true, [16, 4, 1]"
 
 
 class Frozen(BaseModel):
@@ -49,11 +53,17 @@ class Pool(Frozen):
     method: PoolMethod | None = None
 
 
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("allowed are odd numbers")
+    return value
+
+
 class Lrn(Frozen):
     """Local response normalisation within each channel."""
 
     kind: Literal["lrn"]
-    kernel: int = Field(3, ge=1)
+    kernel: Annotated[int, AfterValidator(_odd)] = Field(3, ge=1)
     alpha: float = Field(5e-5, ge=0)
     beta: float = Field(0.75, ge=0)
 
@@ -66,6 +76,7 @@ class Linear(Frozen):
 
 
 Layer = Annotated[Conv | Relu | Pool | Lrn | Linear, Field(discriminator="kind")]
+_KINDS: dict[str, type[BaseModel]] = {"conv": Conv, "relu": Relu, "pool": Pool, "lrn": Lrn, "linear": Linear}
 
 
 class Network(Frozen):
@@ -139,7 +150,7 @@ def load_network(name: str) -> Network:
         ConfigError: it is not a network definition; all errors are named.
     """
     path = definition("networks", name)
-    return validate(Network, {"name": path.stem, **read_toml(path)}, str(path))
+    return validate(Network, {"name": path.stem, **read_toml(path)}, str(path), hint=_example("networks", "full"))
 
 
 def load_recipe(name: str, scheme: str) -> Recipe:
@@ -160,7 +171,7 @@ def load_recipe(name: str, scheme: str) -> Recipe:
     for other in by_scheme:
         if other not in known:
             raise ConfigError(f"{path}: there is no scheme '{other}'", hint=suggestion(other, known))
-    return validate(Recipe, {**table, **by_scheme.get(scheme, {})}, str(path))
+    return validate(Recipe, {**table, **by_scheme.get(scheme, {})}, str(path), hint=_example("recipes", "short"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -178,27 +189,25 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
+def validate(model: type[Model], values: Any, source: str, *, hint: str | None = None) -> Model:
     """Makes a configuration object.
 
+    Args:
+        model: its class.
+        values: a table, as TOML or JSON have it; no value is taken for one of another type.
+        source: where the values come from, for messages.
+        hint: what to do about a wrong value.
+
     Raises:
-        ConfigError: one line that names every wrong key and value, with the nearest known key as the hint.
+        ConfigError: one line that names every wrong key and value, with the nearest known word as the hint.
     """
     try:
-        return model.model_validate(values)
+        # Only from JSON does pydantic take lists for tuples without also taking true for 1.
+        return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        lines, hint = [], None
-        for entry in error.errors():
-            place = ".".join(str(part) for part in entry["loc"])
-            if entry["type"] == "extra_forbidden":
-                lines.append(f"unknown key '{place}'")
-                if len(entry["loc"]) == 1:
-                    hint = hint or suggestion(str(entry["loc"][0]), model.model_fields)
-            elif entry["type"] == "missing":
-                lines.append(f"'{place}' is missing")
-            else:
-                lines.append(f"{place}: {entry['msg'].lower()}, got {entry['input']!r}")
-        raise ConfigError(f"{source}: {'; '.join(lines)}", hint=hint) from None
+        problems = [_problem(model, entry) for entry in error.errors()]
+        near = next((suggested for _, suggested in problems if suggested), None)
+        raise ConfigError(f"{source}: {'; '.join(line for line, _ in problems)}", hint=near or hint) from None
 
 
 def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple[Network, Recipe]:
@@ -210,7 +219,7 @@ def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple
         settings: values are TOML (0.1, true, [16, 4, 1]); what is no TOML is taken as text.
 
     Raises:
-        ConfigError: a setting without '=', an unknown key, a wrong value.
+        ConfigError: a setting without '=', an unknown key, or wrong values, which are named all at once.
     """
     tables: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
         "recipe": (Recipe, recipe.model_dump()),
@@ -225,14 +234,55 @@ def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple
         places = [table] if table else ["recipe", "network"]
         known = [place for place in places if place in tables and name in tables[place][0].model_fields]
         if not known:
-            allowed = [*Recipe.model_fields, *(f"network.{field}" for field in Network.model_fields)]
-            raise ConfigError(f"--set {setting}: unknown key '{key}'", hint=suggestion(key, allowed))
+            allowed = {*Recipe.model_fields, *Network.model_fields}
+            elsewhere = [f"{place}.{name}" for place in tables if name in tables[place][0].model_fields]
+            raise ConfigError(
+                f"--set {setting}: unknown key '{key}'",
+                hint=f"did you mean '{elsewhere[0]}'?" if elsewhere else suggestion(name, allowed),
+            )
         tables[known[0]][1][name] = _value(text.strip())
-    return validate(Network, tables["network"][1], "--set"), validate(Recipe, tables["recipe"][1], "--set")
+    both = validate(_Both, {place: values for place, (_, values) in tables.items()}, "settings", hint=_SET_HINT)
+    return both.network, both.recipe
+
+
+class _Both(Frozen):
+    """What `--set` can change; as one table, so that all errors are found at once."""
+
+    network: Network
+    recipe: Recipe
+
+
+def _problem(model: type[BaseModel], entry: Any) -> tuple[str, str | None]:
+    """What one of pydantic's errors says: a line, and the nearest word where one was misspelt."""
+    kind, place = entry["type"], [str(part) for part in entry["loc"]]
+    name = ".".join(place) or "the whole"
+    if kind == "extra_forbidden":
+        owner = model if len(place) == 1 else _KINDS.get(place[-2])
+        return f"unknown key '{name}'", suggestion(place[-1], owner.model_fields) if owner else None
+    if kind == "missing":
+        return f"'{name}' is missing", None
+    got = repr(entry["input"])
+    got = got if len(got) <= 60 else f"{got[:57]}..."
+    if kind == "literal_error":
+        return f"{name}: {entry['msg'].lower()}, got {got}", _nearest(entry["input"], entry["ctx"]["expected"])
+    if kind == "union_tag_invalid":
+        tag, allowed = entry["ctx"]["tag"], entry["ctx"]["expected_tags"]
+        return f"{name}.kind: input should be {allowed}, got '{tag}'", _nearest(tag, allowed)
+    return f"{name}: {entry['msg'].lower()}, got {got}", None
+
+
+def _nearest(got: Any, allowed: str) -> str | None:
+    """The word nearest to what was given, of the quoted ones in pydantic's text."""
+    return suggestion(got, re.findall(r"'([^']+)'", allowed)) if isinstance(got, str) else None
+
+
+def _example(kind: str, name: str) -> str:
+    return f"compare with {models_root() / kind / name}.toml"
 
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        table = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
+    return table["value"] if len(table) == 1 else text
