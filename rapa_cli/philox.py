@@ -64,7 +64,8 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
             p0 & _MASK,
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.broadcast_tensors(c0, c1, c2, c3)
+    # Every round mixes two of the four, so that by now all have the broadcast shape.
+    return c0, c1, c2, c3
 
 
 def words(
@@ -106,7 +107,7 @@ def words(
         (blocks, torch.tensor(layer, device=device), images[:, None], draws),
         (seed, int(purpose) + 256 * int(stream)),
     )
-    return torch.stack(output, -1).reshape(len(images), -1)[:, :count]
+    return torch.stack(output, -1).flatten(1)[:, :count]
 
 
 def uniform(random_words: Tensor) -> Tensor:
