@@ -2,37 +2,45 @@
 
 A layer that makes random choices is a `KeyedLayer`. Inside `with draws(model, ...)` all of them share one `Draw`;
 outside, each layer counts its calls and takes the count as its draw.
+
+What a layer draws outside `draws` rests on what the layer itself holds (its seed, calls and index), which `draws`
+leaves as it is; inside, its place in the network it was given takes the place of the index.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from rapa_cli.philox import Purpose, Stream, check_seed, words
 
+# The streams that `draws` takes; layers use the others themselves.
+_STREAMS = {"train": Stream.TRAIN, "test": Stream.TEST, "vote": Stream.VOTE, "attack": Stream.ATTACK}
+
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of all random choices in a network.
+    """One sample of the random choices that a layer makes.
 
     Attributes:
         seed: in [0, 2^32).
         draw: the number of the draw (in training the epoch), or an int64 tensor with one number for each image.
         images: image ids, int64, shape (B,).
         stream: what the network is used for.
+        layer: the layer's number in its network.
     """
 
     seed: int
     draw: int | Tensor
     images: Tensor
     stream: Stream
+    layer: int = 0
 
-    def words(self, purpose: Purpose, *, layer: int, count: int, first_block: int = 0) -> Tensor:
+    def words(self, purpose: Purpose, *, count: int, first_block: int = 0) -> Tensor:
         """Random 32-bit words, int64, shape (B, count)."""
         return words(
             purpose,
@@ -40,7 +48,7 @@ class Draw:
             images=self.images,
             count=count,
             draw=self.draw,
-            layer=layer,
+            layer=self.layer,
             stream=self.stream,
             first_block=first_block,
         )
@@ -53,7 +61,7 @@ class KeyedLayer(nn.Module):
         seed: buffer, the layer's own seed: the key of what is drawn once and of calls outside `draws`. A new layer
             takes it from torch's global generator, as it takes its weights.
         calls: buffer, how often the layer was called outside `draws`.
-        index: the layer's place among the keyed layers of its network.
+        index: the layer's place among the keyed layers of the network that was built with it, 0 for a single layer.
     """
 
     seed: Tensor
@@ -74,27 +82,35 @@ class KeyedLayer(nn.Module):
             device: where the ids are wanted.
 
         Raises:
-            ValueError: `draws` was given another number of image ids than the batch has images.
+            ValueError: `draws` was given another number of image ids, or of draws, than the batch has images.
         """
-        size = images if isinstance(images, int) else len(images)
         if self._draw is not None:
-            if not isinstance(images, int):
-                return Draw(self._draw.seed, self._draw.draw, images, self._draw.stream)
-            if len(self._draw.images) != size:
-                raise ValueError(f"images: draws() was given {len(self._draw.images)} ids for a batch of {size} images")
-            return self._draw
-        ids = torch.arange(images, device=device) if isinstance(images, int) else images
-        draw = Draw(int(self.seed), int(self.calls) % 2**32, ids, Stream.CALLS)
+            if isinstance(images, int):
+                if len(self._draw.images) != images:
+                    given = len(self._draw.images)
+                    raise ValueError(f"images: draws() was given {given} ids for a batch of {images} images")
+                images = self._draw.images
+            each = self._draw.draw
+            if isinstance(each, Tensor) and each.ndim and len(each) != len(images):
+                raise ValueError(
+                    f"images: got {len(images)} ids, but draws() was given a draw for each of {len(each)} images"
+                )
+            return replace(self._draw, images=images.to(device))
+        ids = torch.arange(images, device=device) if isinstance(images, int) else images.to(device)
+        draw = Draw(int(self.seed), int(self.calls) % 2**32, ids, Stream.CALLS, self.index)
         self.calls += 1
         return draw
 
 
 def keyed_layers(model: nn.Module) -> list[KeyedLayer]:
-    """The keyed layers of a network, in the order of `model.modules()`, numbered by that order."""
-    layers = [module for module in model.modules() if isinstance(module, KeyedLayer)]
-    for index, layer in enumerate(layers):
+    """The keyed layers of a network, in the order of `model.modules()`."""
+    return [module for module in model.modules() if isinstance(module, KeyedLayer)]
+
+
+def number_layers(model: nn.Module) -> None:
+    """Gives the keyed layers of a new network their index."""
+    for index, layer in enumerate(keyed_layers(model)):
         layer.index = index
-    return layers
 
 
 @contextlib.contextmanager
@@ -112,29 +128,39 @@ def draws(
         model: any network; its keyed layers are numbered in the order of `model.modules()`.
         images: the ids of the images in the batch, int64, shape (B,), values in [0, 2^32).
         seed: in [0, 2^32).
-        draw: the number of the draw (in training the epoch), or an int64 tensor of shape (B,).
+        draw: the number of the draw (in training the epoch), or an int64 tensor of shape (B,), in [0, 2^32).
         stream: "train", "test", "vote" or "attack"; each has draws of its own.
 
     Raises:
-        ValueError: a wrong shape, seed or stream.
+        ValueError: a wrong shape or type, a number out of its range, or an unknown stream.
     """
-    if images.dtype != torch.int64 or images.ndim != 1:
-        raise ValueError(f"images: got {images.dtype} of shape {tuple(images.shape)}, allowed is int64 of shape (B,)")
-    if isinstance(draw, Tensor) and draw.ndim and draw.shape != images.shape:
+    if images.ndim != 1:
+        raise ValueError(f"images: got shape {tuple(images.shape)}, allowed is (B,)")
+    _check_range("images", images)
+    if not isinstance(draw, Tensor):
+        _check_range("draw", torch.tensor(draw))
+    elif draw.ndim and draw.shape != images.shape:
         raise ValueError(f"draw: got shape {tuple(draw.shape)} for {len(images)} images")
-    try:
-        chosen = Stream[stream.upper()]
-    except KeyError:
-        allowed = ", ".join(member.name.lower() for member in Stream)
-        raise ValueError(f"stream: got '{stream}', allowed are {allowed}") from None
+    else:
+        _check_range("draw", draw)
+    if stream not in _STREAMS:
+        raise ValueError(f"stream: got '{stream}', allowed are {', '.join(_STREAMS)}")
     check_seed(seed)
     layers = keyed_layers(model)
     before = [layer._draw for layer in layers]
-    now = Draw(seed, draw, images, chosen)
-    for layer in layers:
-        layer._draw = now
+    for number, layer in enumerate(layers):
+        layer._draw = Draw(seed, draw, images, _STREAMS[stream], number)
     try:
         yield
     finally:
         for layer, old in zip(layers, before, strict=True):
             layer._draw = old
+
+
+def _check_range(name: str, numbers: Tensor) -> None:
+    if numbers.dtype != torch.int64:
+        raise ValueError(f"{name}: got {numbers.dtype}, allowed is int64")
+    if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < 2**32):
+        raise ValueError(
+            f"{name}: got numbers from {int(numbers.min())} to {int(numbers.max())}, allowed are 0 to {2**32 - 1}"
+        )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from rapa_cli import config
 from rapa_cli.errors import ConfigError
-from rapa_cli.keyed import keyed_layers
 from rapa_cli.kernels.geometry import Geometry
+from rapa_cli.keyed import keyed_layers, number_layers
 from rapa_cli.layers.normalization import LocalResponseNorm, Normalize
 from rapa_cli.layers.pooling import pooled_size, pooling
 from rapa_cli.philox import Purpose, check_seed, generator
@@ -246,6 +246,7 @@ def _initialise(network: Network, seed: int) -> None:
             layer.weight.uniform_(-bound, bound, generator=source)
             if layer.bias is not None:
                 layer.bias.uniform_(-bound, bound, generator=source)
+    number_layers(network)
     for keyed in keyed_layers(network):
         keyed.seed.fill_(seed)
 

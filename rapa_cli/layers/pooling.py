@@ -34,7 +34,7 @@ class MixedPool2d(nn.Module):
 
     @property
     def average_share(self) -> Tensor:
-        """alpha (C,), in (0, 1)."""
+        """The share alpha (C,), in (0, 1)."""
         return torch.sigmoid(-_MU * self.beta)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class StochasticPool2d(KeyedLayer):
         batch, *shape = total.shape
         draw = self.draw_for(batch, x.device)
         count = shape[0] * shape[1] * shape[2]
-        chance = uniform(draw.words(Purpose.POOLING, layer=self.index, count=count)).view(total.shape)
+        chance = uniform(draw.words(Purpose.POOLING, count=count)).view(total.shape)
         reached = windows.detach().cumsum(-1)
         # A pixel of activation 0 is never picked: its interval of the cumulative sum is empty.
         picked = (reached <= (chance * reached[..., -1])[..., None]).sum(-1, keepdim=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rapa_cli.keyed import keyed_layers
+from rapa_cli.keyed import number_layers
 from rapa_cli.tiling.conv import TiledConv2d
 
 
@@ -40,7 +40,7 @@ def convert(module: nn.Module, *, tiles: int | Sequence[int], scheme: str = "ran
         else:
             parent, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(parent), attribute, tiled)
-    keyed_layers(module)
+    number_layers(module)
     return module
 
 

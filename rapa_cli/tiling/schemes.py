@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rapa_cli.errors import suggestion
-from rapa_cli.keyed import Draw, KeyedLayer
 from rapa_cli.kernels.geometry import Geometry
+from rapa_cli.keyed import Draw, KeyedLayer
 from rapa_cli.philox import Purpose, Stream
 
 # The word that turns the labels; no image has so many patches that a patch would use it too.
@@ -130,7 +130,7 @@ class Random(Scheme):
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """A partition for each image, from the layer's draw."""
         draw = layer.draw_for(images, layer.seed.device)
-        return balanced_partition(draw, layer.index, patches=size[0] * size[1], tiles=tiles)
+        return balanced_partition(draw, patches=size[0] * size[1], tiles=tiles)
 
 
 class RandomFixed(Scheme):
@@ -142,12 +142,12 @@ class RandomFixed(Scheme):
         """The one partition; no draw changes it."""
         patches = size[0] * size[1]
         once = torch.zeros(1, dtype=torch.int64, device=layer.seed.device)
-        draw = Draw(int(layer.seed), patches, once, Stream.FIXED)
-        return _same_for_all(balanced_partition(draw, layer.index, patches=patches, tiles=tiles)[0], layer, images)
+        draw = Draw(int(layer.seed), patches, once, Stream.FIXED, layer.index)
+        return _same_for_all(balanced_partition(draw, patches=patches, tiles=tiles)[0], layer, images)
 
 
 class Perforated(Scheme):
-    """One kernel matrix; in training a fresh random n_p / tiles of the patches of each image is computed, in test all."""
+    """One kernel matrix; in training a fresh random n_p / tiles of each image's patches is computed, in test all."""
 
     name = "perforated"
     fixed = False
@@ -162,7 +162,7 @@ class Perforated(Scheme):
         if not layer.training:
             return _same_for_all(torch.zeros(patches, dtype=torch.int64), layer, images)
         draw = layer.draw_for(images, layer.seed.device)
-        return balanced_partition(draw, layer.index, patches=patches, tiles=tiles).sign().neg()
+        return balanced_partition(draw, patches=patches, tiles=tiles).sign().neg()
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -182,7 +182,7 @@ def scheme_named(name: str) -> Scheme:
     return SCHEMES[name]
 
 
-def balanced_partition(draw: Draw, layer: int, *, patches: int, tiles: int) -> Tensor:
+def balanced_partition(draw: Draw, *, patches: int, tiles: int) -> Tensor:
     """Random partitions with parts whose sizes differ by at most one.
 
     A patch's rank is the rank of its hash among the image's patches (ties by patch number), its tile is
@@ -192,8 +192,8 @@ def balanced_partition(draw: Draw, layer: int, *, patches: int, tiles: int) -> T
     Returns:
         int64 tensor (B, patches), values in [0, tiles).
     """
-    hashes = draw.words(Purpose.ASSIGNMENT, layer=layer, count=patches)
-    offset = draw.words(Purpose.ASSIGNMENT, layer=layer, count=1, first_block=_OFFSET_BLOCK) * tiles >> 32
+    hashes = draw.words(Purpose.ASSIGNMENT, count=patches)
+    offset = draw.words(Purpose.ASSIGNMENT, count=1, first_block=_OFFSET_BLOCK) * tiles >> 32
     order = torch.argsort(hashes, dim=1, stable=True)
     by_rank = torch.arange(patches, device=order.device) * tiles // patches
     return torch.empty_like(order).scatter_(1, order, (by_rank + offset) % tiles)
