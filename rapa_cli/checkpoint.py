@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -64,13 +64,13 @@ class Description(config.Frozen):
 
     format: Literal[1] = 1
     network: config.Network
-    shape: tuple[int, int, int]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     classes: tuple[str, ...] = Field(min_length=1)
     data: str
     seed: int = Field(0, ge=0, le=MAX_SEED)
     recipe: config.Recipe | None = None
     progress: Progress | None = None
-    provenance: dict[str, str] = {}
+    provenance: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,10 @@ def restore(checkpoint: Checkpoint, path: Path) -> Network:
     description = checkpoint.description
     try:
         network = build(description.network, description.shape, len(description.classes), seed=description.seed)
-    except (RapaError, ValueError) as error:
-        raise _damaged(path, f"its network cannot be built: {error}") from None
+    except (RapaError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        # A damaged definition can ask for sizes that torch or the memory has no room for; torch adds a stack trace.
+        reason = str(error).partition("\n")[0]
+        raise _damaged(path, f"its network cannot be built: {reason}") from None
     expected = network.state_dict()
     for name, tensor in expected.items():
         found = checkpoint.state.get(name)

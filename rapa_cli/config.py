@@ -18,6 +18,8 @@ PoolMethod = Literal["max", "average", "mixed", "stochastic"]
 SchemeName = Literal["none", "random", "random-fixed", "image-overlap", "image-pad", "alternate", "perforated"]
 Model = TypeVar("Model", bound=BaseModel)
 
+# Far above any real layer, and far below what overflows.
+_LARGEST = 65_536
 _SET_HINT = "values are TOML: 0.01, true, [16, 4, 1]"
 
 
@@ -31,11 +33,11 @@ class Conv(Frozen):
     """A convolution; sizes in pixels."""
 
     kind: Literal["conv"]
-    channels: int = Field(ge=1)
-    kernel: int = Field(ge=1)
-    stride: int = Field(1, ge=1)
-    padding: int = Field(0, ge=0)
-    dilation: int = Field(1, ge=1)
+    channels: int = Field(ge=1, le=_LARGEST)
+    kernel: int = Field(ge=1, le=_LARGEST)
+    stride: int = Field(1, ge=1, le=_LARGEST)
+    padding: int = Field(0, ge=0, le=_LARGEST)
+    dilation: int = Field(1, ge=1, le=_LARGEST)
 
 
 class Relu(Frozen):
@@ -48,8 +50,8 @@ class Pool(Frozen):
     """Pooling with Caffe's ceil rounding; without a method it uses the network's `pool`."""
 
     kind: Literal["pool"]
-    kernel: int = Field(3, ge=1)
-    stride: int = Field(2, ge=1)
+    kernel: int = Field(3, ge=1, le=_LARGEST)
+    stride: int = Field(2, ge=1, le=_LARGEST)
     method: PoolMethod | None = None
 
 
@@ -63,7 +65,7 @@ class Lrn(Frozen):
     """Local response normalisation within each channel."""
 
     kind: Literal["lrn"]
-    kernel: Annotated[int, AfterValidator(_odd)] = Field(3, ge=1)
+    kernel: Annotated[int, AfterValidator(_odd)] = Field(3, ge=1, le=_LARGEST)
     alpha: float = Field(5e-5, ge=0)
     beta: float = Field(0.75, ge=0)
 
@@ -72,7 +74,7 @@ class Linear(Frozen):
     """A fully connected layer; without `features` it has an output for each class."""
 
     kind: Literal["linear"]
-    features: int | None = Field(None, ge=1)
+    features: int | None = Field(None, ge=1, le=_LARGEST)
 
 
 Layer = Annotated[Conv | Relu | Pool | Lrn | Linear, Field(discriminator="kind")]
