@@ -10,9 +10,11 @@ figures/      the learning curve
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from pydantic import Field
 
 from rapa_cli import config
 from rapa_cli.errors import ConfigError, FileError, suggestion
-from rapa_cli.files import make_folder, write_text
+from rapa_cli.files import explained, make_folder, write_text
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.resources import models_root
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 MANIFEST = "run.json"
+METRICS = ("epoch", "rate", "train_loss", "train_error", "test_loss", "test_error")
 
 
 class Manifest(config.Frozen):
@@ -38,7 +41,7 @@ class Manifest(config.Frozen):
     recipe: config.Recipe
     data: str
     seed: int = Field(ge=0, le=MAX_SEED)
-    provenance: dict[str, str] = {}
+    provenance: dict[str, str] = Field(default_factory=dict)
 
 
 def new_folder(network: str, scheme: str, data: str, out: Path | None) -> Path:
@@ -61,13 +64,16 @@ def new_folder(network: str, scheme: str, data: str, out: Path | None) -> Path:
                 hint=f"go on with it by --resume {out}, or choose another folder",
             )
         return make_folder(out)
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{scheme}-{data}"
-    folder = Path("runs") / stem
-    number = 1
-    while folder.exists():
+    make_folder(Path("runs"))
+    stem = re.sub(r"[^\w.-]+", "-", f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{scheme}-{data}")
+    folder, number = Path("runs") / stem, 1
+    while True:
+        # Another run may begin in the same second: the folder is ours only if we made it.
+        with explained(folder, "make the folder"), contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
         number += 1
         folder = Path("runs") / f"{stem}-{number}"
-    return make_folder(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -86,7 +92,9 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
     try:
-        return config.validate(Manifest, document, str(path))
+        return config.validate(
+            Manifest, document, str(path), hint=f"was it edited? Compare with {MANIFEST} of another run"
+        )
     except ConfigError as error:
         raise FileError(error.message, hint=error.hint) from None
 
@@ -118,9 +126,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all(isinstance(row, dict) and isinstance(row["epoch"], int) for row in rows):
-            raise ValueError("a line is no row of metrics")
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or tuple(row) != METRICS or not all(map(_is_number, row.values())):
+                raise ValueError(f"line {number} is no row of metrics")
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
     return rows
 
@@ -147,10 +156,10 @@ def find_checkpoint(name: str | None, *, best: bool = False) -> Path:
     """
     wanted = BEST if best else LAST
     if name is None:
-        runs = sorted(Path("runs").glob(f"*/{wanted}"), key=lambda path: path.stat().st_mtime)
+        runs = sorted(Path("runs").glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
         if not runs:
             raise FileError("there is no run with a checkpoint below ./runs", hint="train one: rapa train")
-        return runs[-1]
+        name = str(runs[-1].parent)
     path = Path(name)
     if path.is_file():
         return path
@@ -164,8 +173,14 @@ def find_checkpoint(name: str | None, *, best: bool = False) -> Path:
     raise FileError(f"there is no checkpoint {name}", hint=_other_runs(name))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _other_runs(name: str = "") -> str:
+    """A hint that names the run or checkpoint nearest to `name`, or the newest run."""
     known = [str(path.parent) for path in sorted(Path("runs").glob(f"*/{MANIFEST}"))]
-    if not known:
-        return "there are no runs below ./runs; train one: rapa train"
-    return suggestion(name, known) if name else f"newest run: {known[-1]}"
+    zoo = [path.parent.name for path in (models_root() / "zoo").glob(f"*/{BEST}")]
+    if name and (known or zoo):
+        return suggestion(name, [*known, *zoo])
+    return f"newest run: {known[-1]}" if known else "there are no runs below ./runs; train one: rapa train"
