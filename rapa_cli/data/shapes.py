@@ -72,7 +72,7 @@ def draw(numbers: Tensor, *, seed: int = SEED, stream: Stream = Stream.TRAIN) ->
     """
     choices = _Choices(words(Purpose.DATA, seed, images=numbers, count=192, layer=_CHOICES, stream=stream))
     scene = _background(choices, words(Purpose.DATA, seed, images=numbers, count=3 * 64, layer=_TEXTURE, stream=stream))
-    back = choices.between(0.22, 0.78)
+    back = choices.between(0.2, 0.7)
     picture = scene + back[:, None]
     for _ in range(_FRAGMENTS):
         picture = _fragment(picture, choices, back)
@@ -130,10 +130,13 @@ def _fill(distance: Tensor, softness: float | Tensor = 1.0) -> Tensor:
     return (0.5 - distance / softness).clamp(0, 1)
 
 
-def _contrasting(choices: _Choices, back: Tensor, low: float, high: float) -> Tensor:
-    """A brightness that differs from the background's by `low` to `high`, on the side where there is room."""
+def _contrasting(choices: _Choices, back: Tensor, low: float, high: float, brighter: float = 0.5) -> Tensor:
+    """A brightness that differs from the background's by `low` to `high`.
+
+    It is brighter in a share `brighter` of the images where there is room on both sides.
+    """
     step = choices.between(low, high)
-    sign = torch.where(choices.between(0.0, 1.0) < 0.5, 1.0, -1.0)
+    sign = 2 * choices.chance(brighter) - 1
     fits = ((back + sign * step) > 0.06) & ((back + sign * step) < 0.94)
     return back + torch.where(fits, sign, -sign) * step
 
@@ -151,7 +154,7 @@ def _background(choices: _Choices, random_words: Tensor) -> Tensor:
     picture = picture + coarse * choices.between(0.0, 0.22)[:, None] + fine * choices.between(0.0, 0.25)[:, None]
     angle, period = choices.angle(), choices.between(4.0, 10.0)
     wave = torch.sin((_X * torch.cos(angle) + _Y * torch.sin(angle)) * (2 * math.pi / period) + choices.angle())
-    strength = choices.between(0.03, 0.1) * choices.chance(0.4)
+    strength = choices.between(0.03, 0.08) * choices.chance(0.35)
     return picture + ((wave * 3).clamp(-1, 1) * strength)[:, None]
 
 
@@ -173,10 +176,10 @@ def _fragment(picture: Tensor, choices: _Choices, back: Tensor) -> Tensor:
 
 def _subject(picture: Tensor, choices: _Choices, back: Tensor, labels: Tensor) -> Tensor:
     """Paints the shape that the label names, with its shadow."""
-    radius = choices.between(9.0, 13.0)
-    reach = 16.5 - radius
+    radius = choices.between(10.0, 13.5)
+    reach = 16.0 - radius
     centre_x, centre_y = choices.between(-1, 1) * reach, choices.between(-1, 1) * reach
-    angle = choices.between(-0.5, 0.5)
+    angle = choices.between(-0.45, 0.45)
     squeeze, lean = choices.between(0.78, 1.0), choices.between(-0.2, 0.2)
     cosine, sine = torch.cos(angle), torch.sin(angle)
 
@@ -197,7 +200,7 @@ def _subject(picture: Tensor, choices: _Choices, back: Tensor, labels: Tensor) -
     picture = picture * (1 - shadow * choices.between(0.0, 0.55))[:, None]
 
     inside = distance(0.0, 0.0)
-    brightness = _contrasting(choices, back, 0.2, 0.48)
+    brightness = _contrasting(choices, back, 0.22, 0.48, brighter=0.8)
     colour = brightness[:, None] + _tint(choices, 0.26)
     # Light from the side the shadow falls away from.
     slope = -((_X - centre_x) * torch.cos(fall) + (_Y - centre_y) * torch.sin(fall)) / radius
@@ -213,12 +216,12 @@ def _cover(picture: Tensor, choices: _Choices, back: Tensor) -> Tensor:
     """Lays a bar or a blob over a part of the picture, in some images both."""
     angle, offset = choices.angle(), choices.between(-9.0, 9.0)
     across = _X * torch.cos(angle) + _Y * torch.sin(angle) - offset
-    bar = across.abs() - choices.between(0.7, 1.8)
+    bar = across.abs() - choices.between(0.7, 2.2)
     colour = _contrasting(choices, back, 0.0, 0.3)[:, None] + _tint(choices, 0.2)
-    picture = _paint(picture, colour, _fill(bar) * choices.chance(0.3))
-    blob = torch.hypot(_X - choices.between(-13, 13), _Y - choices.between(-13, 13)) - choices.between(2.5, 5.0)
+    picture = _paint(picture, colour, _fill(bar) * choices.chance(0.4))
+    blob = torch.hypot(_X - choices.between(-12, 12), _Y - choices.between(-12, 12)) - choices.between(3.0, 6.0)
     colour = _contrasting(choices, back, 0.0, 0.3)[:, None] + _tint(choices, 0.2)
-    return _paint(picture, colour, _fill(blob) * choices.chance(0.3))
+    return _paint(picture, colour, _fill(blob) * choices.chance(0.4))
 
 
 def _light(picture: Tensor, choices: _Choices) -> Tensor:
