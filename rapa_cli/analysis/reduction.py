@@ -45,8 +45,16 @@ def reduce(model: nn.Module, by: str = "norm") -> nn.Module:
 
 
 def largest_norm(weight: Tensor) -> Tensor:
-    """The tile with the largest L2 norm of each output channel's filter, int64 (out,); weight (tiles, out, in, kh, kw)."""
-    return weight.flatten(2).norm(dim=2).argmax(0)
+    """The tile of each output channel's filter with the largest L2 norm.
+
+    Args:
+        weight: kernels (tiles, out, in, kh, kw).
+
+    Returns:
+        int64 (out,).
+    """
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(2), dim=2)
+    return norms.argmax(0)
 
 
 def _ordinary(layer: TiledConv2d, tile: Tensor) -> nn.Conv2d:

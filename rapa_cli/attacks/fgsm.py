@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ def gradient_sign(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def perturb(x: Tensor, sign: Tensor, eps: float | Tensor) -> Tensor:
-    """x + eps sign, cut to [0, 1].
+    """Moves images by eps along a sign, and cuts them to [0, 1].
 
     Args:
         x: images (B, C, H, W).
@@ -36,9 +38,12 @@ def perturb(x: Tensor, sign: Tensor, eps: float | Tensor) -> Tensor:
 
 
 def eps_for_snr(x: Tensor, snr_db: float) -> Tensor:
-    """The strength that gives each image a signal-to-noise ratio, were nothing cut: RMS(x) / 10^(SNR/20), shape (B,)."""
+    """The strength that gives each image a signal-to-noise ratio, were nothing cut.
+
+    RMS(x) / 10^(SNR/20), shape (B,); SNR = 20 log10(||x|| / ||noise||) in dB.
+    """
     root_mean_square = x.square().flatten(1).mean(1).sqrt()
-    return root_mean_square * 10.0 ** (-snr_db / 20)
+    return root_mean_square * math.pow(10.0, -snr_db / 20)
 
 
 def snr_db(x: Tensor, perturbed: Tensor) -> Tensor:

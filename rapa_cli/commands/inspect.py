@@ -69,7 +69,7 @@ def convolution_rows(network: Network) -> list[dict[str, Any]]:
                 "tiles": tiles,
                 "n_p": n_p,
                 "patches_per_tile": -(-n_p // tiles),
-                "k": kernels[0, 0].numel(),  # type: ignore[operator, index]
+                "k": kernels[0, 0].numel(),  # type: ignore[index]
                 "c_out": kernels.shape[1],  # type: ignore[index]
                 "parameters": sum(parameter.numel() for parameter in layer.parameters()),
                 "similarity": similarity(kernels),  # type: ignore[arg-type]

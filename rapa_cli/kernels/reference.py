@@ -6,11 +6,9 @@ This is the definition that every other kernel is held to (paper, section 2): ro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rapa_cli.kernels.geometry import Geometry
@@ -65,95 +63,109 @@ def blocks_of(assignment: Tensor, tiles: int) -> Blocks:
     return Blocks(patch, tile, False, not skipped)
 
 
-class _TiledConvolution(torch.autograd.Function):
-    """Forward and backward of the tiled convolution; see `tiled_conv2d`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        assignment: Tensor,
-        geometry: Geometry,
-        reads: Tensor | None,
-    ) -> Tensor:
-        batch, tiles, out_channels = len(x), weight.shape[0], weight.shape[1]
-        blocks = blocks_of(assignment, tiles)
-        patches = _gather(x, blocks, geometry, reads)
-        kernels = _kernel_matrices(weight)
-        if not blocks.one_each:
-            kernels = kernels[blocks.tile]
-        if bias is None:
-            product = torch.bmm(patches, kernels)
-        else:
-            product = torch.baddbmm(bias[blocks.tile][:, None], patches, kernels)
-        ctx.save_for_backward(weight, patches if ctx.needs_input_grad[1] else None, blocks.patch, blocks.tile, reads)
-        ctx.one_each, ctx.complete = blocks.one_each, blocks.complete
-        ctx.geometry, ctx.input_shape = geometry, x.shape
-        rows = _scatter(product, blocks.patch, batch * geometry.patches, complete=blocks.complete)
-        return rows.view(batch, geometry.out_height, geometry.out_width, out_channels).permute(0, 3, 1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, patches, patch, tile, reads = ctx.saved_tensors
-        geometry: Geometry = ctx.geometry
-        tiles, out_channels, in_channels = weight.shape[:3]
-        per_pixel = gradients[0].permute(0, 2, 3, 1).reshape(-1, out_channels)
-        error = per_pixel[patch.clamp(max=len(per_pixel) - 1)]
-        if not ctx.one_each:
-            error *= (patch < len(per_pixel))[..., None]
-
-        def to_tiles(by_block: Tensor) -> Tensor:
-            if ctx.one_each:
-                return by_block
-            return by_block.new_zeros(tiles, *by_block.shape[1:]).index_add_(0, tile, by_block)
-
-        x_grad = weight_grad = bias_grad = None
-        if ctx.needs_input_grad[1]:
-            by_tile = to_tiles(torch.bmm(patches.transpose(1, 2), error))
-            by_tile = by_tile.view(tiles, *geometry.kernel, in_channels, out_channels)
-            weight_grad = by_tile.permute(0, 4, 3, 1, 2).contiguous()
-        if ctx.needs_input_grad[2]:
-            bias_grad = to_tiles(error.sum(1))
-        if ctx.needs_input_grad[0]:
-            kernels = _kernel_matrices(weight)
-            if not ctx.one_each:
-                kernels = kernels[tile]
-            products = torch.bmm(error, kernels.transpose(1, 2))
-            back = _scatter(products, patch, len(per_pixel), complete=ctx.complete)
-            x_grad = _fold(back, ctx.input_shape, geometry, reads)
-        return x_grad, weight_grad, bias_grad, None, None, None
-
-
-def tiled_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    assignment: Tensor,
-    geometry: Geometry,
-    reads: Tensor | None = None,
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry, reads: Tensor | None
 ) -> Tensor:
-    """Convolves each patch with the kernel matrix of its tile.
-
-    Args:
-        x: images (B, C, H, W).
-        weight: kernels (tiles, out, C, kh, kw).
-        bias: (tiles, out) or None.
-        assignment: int64 (B, n_p), values in [0, tiles); where -1 the output is 0.
-        geometry: of the convolution, for images of this size.
-        reads: bool (n_p, kh kw), input pixels that a patch may read, or None for all; others read as zero.
+    """The convolution; see `kernels.operator.tiled_conv2d`.
 
     Returns:
-        (B, out, h, w), channels last in memory. Gradients flow to x, weight and bias, once.
+        (B, out, h, w), channels last in memory.
     """
     images = _images_at_once(x, weight, geometry)
     parts = [
-        _TiledConvolution.apply(x[i : i + images], weight, bias, assignment[i : i + images], geometry, reads)
+        _forward(x[i : i + images], weight, bias, assignment[i : i + images], geometry, reads)
         for i in range(0, max(len(x), 1), images)
     ]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    assignment: Tensor,
+    geometry: Geometry,
+    reads: Tensor | None,
+    *,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias, those that are wanted.
+
+    Args:
+        gradient: of the output, (B, out, h, w).
+        x: as in `forward`.
+        weight: as in `forward`.
+        assignment: as in `forward`.
+        geometry: as in `forward`.
+        reads: as in `forward`.
+        wanted: which of the three.
+    """
+    images = _images_at_once(x, weight, geometry)
+    x_parts, weight_grad, bias_grad = [], None, None
+    for i in range(0, max(len(x), 1), images):
+        part = slice(i, i + images)
+        x_part, weight_part, bias_part = _backward(
+            gradient[part], x[part], weight, assignment[part], geometry, reads, wanted
+        )
+        x_parts.append(x_part)
+        weight_grad = weight_part if weight_grad is None or weight_part is None else weight_grad + weight_part
+        bias_grad = bias_part if bias_grad is None or bias_part is None else bias_grad + bias_part
+    return torch.cat([part for part in x_parts if part is not None]) if wanted[0] else None, weight_grad, bias_grad
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry, reads: Tensor | None
+) -> Tensor:
+    batch, tiles, out_channels = len(x), weight.shape[0], weight.shape[1]
+    blocks = blocks_of(assignment, tiles)
+    patches = _gather(x, blocks, geometry, reads)
+    kernels = _kernel_matrices(weight)
+    if not blocks.one_each:
+        kernels = kernels[blocks.tile]
+    if bias is None:
+        product = torch.bmm(patches, kernels)
+    else:
+        product = torch.baddbmm(bias[blocks.tile][:, None], patches, kernels)
+    rows = _scatter(product, blocks.patch, batch * geometry.patches, complete=blocks.complete)
+    return rows.view(batch, geometry.out_height, geometry.out_width, out_channels).permute(0, 3, 1, 2)
+
+
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    assignment: Tensor,
+    geometry: Geometry,
+    reads: Tensor | None,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    tiles, out_channels, in_channels = weight.shape[:3]
+    blocks = blocks_of(assignment, tiles)
+    per_pixel = gradient.permute(0, 2, 3, 1).reshape(-1, out_channels)
+    error = per_pixel[blocks.patch.clamp(max=max(len(per_pixel) - 1, 0))]
+    if not blocks.one_each:
+        error *= (blocks.patch < len(per_pixel))[..., None]
+
+    def to_tiles(by_block: Tensor) -> Tensor:
+        if blocks.one_each:
+            return by_block
+        return by_block.new_zeros(tiles, *by_block.shape[1:]).index_add_(0, blocks.tile, by_block)
+
+    x_grad = weight_grad = bias_grad = None
+    if wanted[1]:
+        patches = _gather(x, blocks, geometry, reads)
+        by_tile = to_tiles(torch.bmm(patches.transpose(1, 2), error))
+        weight_grad = by_tile.view(tiles, *geometry.kernel, in_channels, out_channels).permute(0, 4, 3, 1, 2)
+    if wanted[2]:
+        bias_grad = to_tiles(error.sum(1))
+    if wanted[0]:
+        kernels = _kernel_matrices(weight)
+        if not blocks.one_each:
+            kernels = kernels[blocks.tile]
+        products = torch.bmm(error, kernels.transpose(1, 2))
+        back = _scatter(products, blocks.patch, len(per_pixel), complete=blocks.complete)
+        x_grad = _fold(back, x.shape, geometry, reads)
+    return x_grad, weight_grad, bias_grad
 
 
 def _images_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rapa_cli.keyed import KeyedLayer
 from rapa_cli.kernels.geometry import Geometry
-from rapa_cli.kernels.reference import tiled_conv2d
+from rapa_cli.kernels.operator import tiled_conv2d
+from rapa_cli.keyed import KeyedLayer
 from rapa_cli.tiling.schemes import scheme_named
 
 Pair = int | tuple[int, int]
@@ -79,7 +79,9 @@ class TiledConv2d(KeyedLayer):
         self._scheme.check(tiles)
         self.scheme, self.tiles = scheme, tiles
         matrices = self._scheme.matrices(tiles)
-        self.weight = nn.Parameter(torch.empty(matrices, out_channels, in_channels, *self.kernel_size))
+        # In memory as the kernels read it, each tile a matrix (kh kw in, out), so that no step copies it.
+        in_memory = torch.empty(matrices, *self.kernel_size, in_channels, out_channels)
+        self.weight = nn.Parameter(in_memory.permute(0, 4, 3, 1, 2))
         self.bias = nn.Parameter(torch.empty(matrices, out_channels)) if bias else None
         self.reset_parameters()
 
@@ -87,7 +89,9 @@ class TiledConv2d(KeyedLayer):
         """Draws all tiles independently, uniform within 1 / sqrt(k) as `nn.Conv2d` does, k the fan-in of one array."""
         bound = 1 / math.sqrt(self.weight[0, 0].numel())
         with torch.no_grad():
-            self.weight.uniform_(-bound, bound, generator=generator)
+            # Drawn in the order of the shape, whatever the order in memory.
+            drawn = torch.empty(self.weight.shape, dtype=self.weight.dtype).uniform_(-bound, bound, generator=generator)
+            self.weight.copy_(drawn)
             if self.bias is not None:
                 self.bias.uniform_(-bound, bound, generator=generator)
 
@@ -111,7 +115,8 @@ class TiledConv2d(KeyedLayer):
         patches = out_size[0] * out_size[1]
         if self.tiles > patches:
             raise ValueError(
-                f"tiles: got {self.tiles}, but an output of {out_size[0]} x {out_size[1]} pixels has only {patches} patches"
+                f"tiles: got {self.tiles}, "
+                f"but an output of {out_size[0]} x {out_size[1]} pixels has only {patches} patches"
             )
         return self._scheme.assign(self, self.tiles, images, out_size)
 
@@ -168,7 +173,7 @@ class TiledConv2d(KeyedLayer):
                 f"allowed is int64 of shape ({batch}, {patches})"
             )
         matrices = len(self.weight)
-        if assignment.numel() and not (-1 <= int(assignment.min()) and int(assignment.max()) < matrices):
+        if assignment.numel() and not (int(assignment.min()) >= -1 and int(assignment.max()) < matrices):
             raise ValueError(
                 f"assignment: values from {int(assignment.min())} to {int(assignment.max())}, "
                 f"allowed are -1 to {matrices - 1}"

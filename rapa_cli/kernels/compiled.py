@@ -1,0 +1,130 @@
+"""Compiling the C kernels once with the system's compiler, and loading them.
+
+The library lies in the user's cache folder under a name made from source, flags, compiler and processor, since home
+folders are shared between machines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_SOURCE = Path(__file__).with_name("tiled_conv.c")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=gnu11")
+_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled kernels, or why there are none.
+
+    Attributes:
+        library: the loaded library, or None.
+        reason: one line for `rapa doctor`.
+        threaded: whether torch's own OpenMP runtime serves the library; otherwise it runs on one thread.
+    """
+
+    library: ctypes.CDLL | None
+    reason: str
+    threaded: bool = False
+
+
+@functools.cache
+def kernels() -> Kernels:
+    """Compiles the kernels unless that was done before, and loads them; `RAPA_KERNEL=torch` does without."""
+    if os.environ.get("RAPA_KERNEL", "").lower() == "torch":
+        return Kernels(None, "RAPA_KERNEL=torch asks for the torch path")
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if compiler is None:
+        return Kernels(None, "no C compiler was found (cc, gcc or clang)")
+    runtime = _openmp()
+    flags = _FLAGS if runtime else tuple(flag for flag in _FLAGS if flag != "-fopenmp")
+    try:
+        built = _built(compiler, flags)
+        if runtime:
+            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(built))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Kernels(None, f"{compiler} could not build the kernels: {' '.join(str(error).split())[:200]}")
+    _declare(library)
+    return Kernels(library, f"built by {compiler} in {built.parent}", bool(runtime))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels lie."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "rapa" / "kernels"
+
+
+def _built(compiler: str, flags: tuple[str, ...]) -> Path:
+    source = _SOURCE.read_bytes()
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
+    key = hashlib.sha256(b"\0".join([source, " ".join(flags).encode(), version, _processor()])).hexdigest()[:24]
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"{key}.so"
+    if path.exists() and _trusted(folder) and _trusted(path):
+        return path
+    if not _trusted(folder):
+        raise OSError(f"the cache folder {folder} is not the user's own, or others may write to it")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        objects, library = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+        for command in (
+            [compiler, *flags, "-c", str(_SOURCE), "-o", str(objects)],
+            # Without -fopenmp the runtime's symbols stay open: a second one beside torch's would make both spin.
+            [compiler, "-shared", str(objects), "-o", str(library)],
+        ):
+            result = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            if result.returncode:
+                raise OSError(result.stderr.strip() or f"exit code {result.returncode}")
+        library.chmod(0o700)
+        # Two processes that build at once write the same file, one after the other.
+        library.replace(path)
+    return path
+
+
+def _trusted(path: Path) -> bool:
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _processor() -> bytes:
+    """What -march=native looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    wanted = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join(sorted(set(wanted))).encode()
+
+
+def _openmp() -> str | None:
+    """The OpenMP runtime that torch has loaded, if it is GNU's, which this compiler's code calls."""
+    if "USE_OPENMP=ON" not in torch.__config__.show():
+        return None
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    paths = {line.split(maxsplit=5)[5] for line in mapped.splitlines() if "libgomp" in line}
+    return sorted(paths)[0] if len(paths) == 1 else None
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.rapa_vector_width.restype = ctypes.c_int64
+    library.rapa_scratch.restype = ctypes.c_int64
+    library.rapa_sort.restype = ctypes.c_int64
+    library.rapa_partition.restype = ctypes.c_int
+    for name in ("rapa_pad", "rapa_forward", "rapa_kernel_gradient", "rapa_image_gradient"):
+        getattr(library, name).restype = None

@@ -1,0 +1,243 @@
+"""The tiled convolution and the drawing of partitions by the C kernels in `tiled_conv.c`; float32 on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapa_cli.kernels.compiled import kernels
+from rapa_cli.kernels.geometry import Geometry
+
+_COUNTS = ("batch", "patches", "tiles", "lines", "run", "out", "image", "parts", "part_images")
+_POINTERS = ("line_offset", "patch_offset", "order", "start")
+# Numbers of a part's images and gradients that stay in a core's second-level cache, and patches that fill a block.
+_CACHED_NUMBERS = 1 << 17
+_BLOCK = 12
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in _COUNTS] + [(name, ctypes.c_void_p) for name in _POINTERS]
+
+
+def available() -> bool:
+    """Whether the kernels could be compiled and loaded."""
+    return kernels().library is not None
+
+
+def partition(
+    key: tuple[int, int], layer: int, images: Tensor, draws: Tensor, *, patches: int, tiles: int, offset_block: int
+) -> Tensor:
+    """Balanced random partitions, int64 (B, patches): the same integers as the torch path of the `random` scheme.
+
+    Args:
+        key: the Philox key.
+        layer: the layer's index.
+        images: image ids, int64 (B,).
+        draws: number of the draw for each image, int64 (B,).
+        patches: of an image.
+        tiles: parts.
+        offset_block: block of the word that turns the labels.
+    """
+    library = _library()
+    images, draws = images.contiguous(), draws.contiguous()
+    assignment = torch.empty(len(images), patches, dtype=torch.int64)
+    failed = library.rapa_partition(
+        ctypes.c_uint32(key[0]),
+        ctypes.c_uint32(key[1]),
+        ctypes.c_uint32(layer),
+        _pointer(images),
+        _pointer(draws),
+        ctypes.c_int64(len(images)),
+        ctypes.c_int64(patches),
+        ctypes.c_int64(tiles),
+        ctypes.c_uint32(offset_block),
+        _pointer(assignment),
+        torch.get_num_threads(),
+    )
+    if failed:
+        raise MemoryError
+    return assignment
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry) -> Tensor:
+    """The convolution, (B, out, h, w), channels last in memory; arguments as `kernels.reference.forward`."""
+    work = _Work.of(assignment, weight, geometry)
+    out = weight.shape[1]
+    padded, kernel = work.padded(x), _kernel_matrices(weight, work.out)
+    offset = None if bias is None else _channels(bias, work.out)
+    rows = torch.empty if work.complete else torch.zeros
+    y = rows(work.problem.batch * geometry.patches, work.out)
+    _library().rapa_forward(
+        work.reference,
+        _pointer(padded),
+        _pointer(kernel),
+        None if offset is None else _pointer(offset),
+        _pointer(y),
+        torch.get_num_threads(),
+    )
+    return y.view(-1, geometry.out_height, geometry.out_width, work.out)[..., :out].permute(0, 3, 1, 2)
+
+
+def backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    assignment: Tensor,
+    geometry: Geometry,
+    *,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, those that are wanted; arguments as `kernels.reference.backward`."""
+    work = _Work.of(assignment, weight, geometry)
+    library, threads = _library(), torch.get_num_threads()
+    tiles, out, channels = weight.shape[:3]
+    error = _channels(gradient.permute(0, 2, 3, 1).reshape(-1, out), work.out)
+    x_grad = weight_grad = bias_grad = None
+    if wanted[1] or wanted[2]:
+        padded = work.padded(x)
+        matrices = torch.empty(tiles, *geometry.kernel, channels, work.out)
+        sums = torch.empty(tiles, work.out) if wanted[2] else None
+        library.rapa_kernel_gradient(
+            work.reference,
+            _pointer(padded),
+            _pointer(error),
+            _pointer(matrices),
+            None if sums is None else _pointer(sums),
+            threads,
+        )
+        weight_grad = matrices[..., :out].permute(0, 4, 3, 1, 2)
+        bias_grad = None if sums is None else sums[:, :out]
+    if wanted[0]:
+        total = torch.zeros(work.problem.batch, work.problem.image)
+        scratch = torch.empty(library.rapa_scratch(work.reference))
+        kernel = _kernel_matrices(weight, work.out)
+        library.rapa_image_gradient(
+            work.reference, _pointer(kernel), _pointer(error), _pointer(total), _pointer(scratch), threads
+        )
+        x_grad = work.cropped(total, channels)
+    return x_grad, weight_grad, bias_grad
+
+
+@dataclass
+class _Work:
+    """One call's problem, with the tensors that it points to."""
+
+    problem: _Problem
+    geometry: Geometry
+    out: int
+    complete: bool
+    keep: tuple[Tensor, ...]
+
+    @property
+    def reference(self) -> Any:
+        return ctypes.byref(self.problem)
+
+    @classmethod
+    def of(cls, assignment: Tensor, weight: Tensor, geometry: Geometry) -> _Work:
+        width = _vector_width()
+        batch, patches = assignment.shape
+        tiles, out, channels = weight.shape[:3]
+        padded_out = -(-out // width) * width
+        lines, patch_offset, run, image = _offsets(geometry, channels)
+        part = _part_images(batch, patches, tiles, image + patches * padded_out)
+        parts = -(-batch // part)
+        if batch * patches >= 2**31:
+            raise ValueError(f"x: {batch} images of {patches} patches are too many at once")
+        order = torch.empty(batch * patches, dtype=torch.int32)
+        start = torch.empty(parts * tiles + 1, dtype=torch.int64)
+        assignment = assignment.contiguous()
+        total = _library().rapa_sort(
+            _pointer(assignment),
+            ctypes.c_int64(batch),
+            ctypes.c_int64(patches),
+            ctypes.c_int64(tiles),
+            ctypes.c_int64(part),
+            _pointer(order),
+            _pointer(start),
+            torch.get_num_threads(),
+        )
+        problem = _Problem(
+            batch, patches, tiles, len(lines), run, padded_out, image, parts, part,
+            lines.data_ptr(), patch_offset.data_ptr(), order.data_ptr(), start.data_ptr(),
+        )  # fmt: skip
+        return cls(problem, geometry, padded_out, total == batch * patches, (lines, patch_offset, order, start))
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Images channels last with their padding, (B, image)."""
+        plain = x.permute(0, 2, 3, 1).contiguous()
+        padded = torch.empty(len(x), self.problem.image)
+        self._pad(plain, padded, x.shape[1], back=False)
+        return padded
+
+    def cropped(self, padded: Tensor, channels: int) -> Tensor:
+        """Images (B, C, H, W), channels last in memory, without their padding."""
+        plain = torch.empty(len(padded), self.geometry.in_height, self.geometry.in_width, channels)
+        self._pad(plain, padded, channels, back=True)
+        return plain.permute(0, 3, 1, 2)
+
+    def _pad(self, plain: Tensor, padded: Tensor, channels: int, *, back: bool) -> None:
+        geometry = self.geometry
+        numbers = (
+            len(plain),
+            geometry.in_height,
+            geometry.in_width * channels,
+            geometry.padded_width * channels,
+            geometry.padding[0],
+            geometry.padding[2] * channels,
+            self.problem.image,
+        )
+        _library().rapa_pad(
+            _pointer(plain), _pointer(padded), *map(ctypes.c_int64, numbers), int(back), torch.get_num_threads()
+        )
+
+
+def _part_images(batch: int, patches: int, tiles: int, image_numbers: int) -> int:
+    """Images of a part: few enough for the cache, enough to fill a tile's blocks, and several parts in a batch."""
+    cached = min(_CACHED_NUMBERS // image_numbers, -(-batch // 4))
+    filling = min(-(-_BLOCK * tiles // patches), -(-batch // 2))
+    return max(cached, filling, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _offsets(geometry: Geometry, channels: int) -> tuple[Tensor, Tensor, int, int]:
+    """Offsets of a patch's runs and of the patches in a padded image, the length of a run, and of an image."""
+    (kh, kw), (dh, dw), (sh, sw) = geometry.kernel, geometry.dilation, geometry.stride
+    row = geometry.padded_width * channels
+    y = torch.arange(kh) * dh * row
+    if dw == 1:
+        lines, run = y, kw * channels
+    else:
+        lines, run = (y[:, None] + torch.arange(kw) * dw * channels).reshape(-1), channels
+    patches = (torch.arange(geometry.out_height) * sh * row)[:, None] + torch.arange(geometry.out_width) * sw * channels
+    return lines, patches.reshape(-1).contiguous(), run, geometry.padded_height * row + _vector_width()
+
+
+def _kernel_matrices(weight: Tensor, out: int) -> Tensor:
+    """Kernel matrices (tiles, k, out) with k ordered (kh, kw, C), filled with zeros to `out` channels."""
+    return _channels(weight.permute(0, 3, 4, 2, 1), out)
+
+
+def _channels(values: Tensor, out: int) -> Tensor:
+    """Contiguous, the last dimension filled with zeros to `out`."""
+    missing = out - values.shape[-1]
+    return torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
+
+
+@functools.cache
+def _vector_width() -> int:
+    return int(_library().rapa_vector_width())
+
+
+def _library() -> ctypes.CDLL:
+    library = kernels().library
+    assert library is not None
+    return library
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

@@ -1,0 +1,137 @@
+"""The tiled convolution as one torch operator, and the choice of the kernel that computes it.
+
+On a CPU in float32 the C kernels serve where they could be compiled, everywhere else the reference in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapa_cli.kernels import cpu, reference
+from rapa_cli.kernels.geometry import Geometry
+
+
+def tiled_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    assignment: Tensor,
+    geometry: Geometry,
+    reads: Tensor | None = None,
+) -> Tensor:
+    """Convolves each patch with the kernel matrix of its tile (paper, section 2).
+
+    Args:
+        x: images (B, C, H, W).
+        weight: kernels (tiles, out, C, kh, kw).
+        bias: (tiles, out) or None.
+        assignment: int64 (B, n_p), values in [0, tiles); where -1 the output is 0.
+        geometry: of the convolution, for images of this size.
+        reads: bool (n_p, kh kw), input pixels that a patch may read, or None for all; others read as zero.
+
+    Returns:
+        (B, out, h, w), channels last in memory. Gradients flow to x, weight and bias, once.
+    """
+    output: Tensor = _forward(x, weight, bias, assignment, reads, _numbers(geometry))
+    return output
+
+
+def in_c(*tensors: Tensor | None) -> bool:
+    """Whether the C kernels can serve: float32 on a CPU, and compiled."""
+    return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors) and cpu.available()
+
+
+@torch.library.custom_op("rapa::tiled_conv2d", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    assignment: Tensor,
+    reads: Tensor | None,
+    geometry: Sequence[int],
+) -> Tensor:
+    shape = _geometry(geometry)
+    if reads is None and len(x) and in_c(x, weight, bias):
+        return cpu.forward(x, weight, bias, assignment, shape)
+    return reference.forward(x, weight, bias, assignment, shape, reads)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    assignment: Tensor,
+    reads: Tensor | None,
+    geometry: Sequence[int],
+) -> Tensor:
+    shape = _geometry(geometry)
+    size = (x.shape[0], shape.out_height, shape.out_width, weight.shape[1])
+    return x.new_empty(size).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("rapa::tiled_conv2d_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    assignment: Tensor,
+    reads: Tensor | None,
+    geometry: Sequence[int],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    shape, flags = _geometry(geometry), (wanted[0], wanted[1], wanted[2])
+    if reads is None and len(x) and in_c(gradient, x, weight):
+        gradients = cpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
+    else:
+        gradients = reference.backward(gradient, x, weight, assignment, shape, reads, wanted=flags)
+    return [part for part in gradients if part is not None]
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    assignment: Tensor,
+    reads: Tensor | None,
+    geometry: Sequence[int],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    batch, channels, height, width = x.shape
+    tiles, out, _, kh, kw = weight.shape
+    parts = (
+        x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2),
+        weight.new_empty(tiles, kh, kw, channels, out).permute(0, 4, 3, 1, 2),
+        weight.new_empty(tiles, out),
+    )
+    return [part for part, flag in zip(parts, wanted, strict=True) if flag]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, assignment, reads, geometry = inputs
+    ctx.save_for_backward(x, weight, assignment, reads)
+    ctx.geometry = geometry
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, assignment, reads = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:3])
+    parts = iter(_backward(gradient, x, weight, assignment, reads, ctx.geometry, wanted) if any(wanted) else ())
+    return (*(next(parts) if flag else None for flag in wanted), None, None, None)
+
+
+torch.library.register_autograd("rapa::tiled_conv2d", _gradients, setup_context=_setup)
+
+
+def _numbers(geometry: Geometry) -> list[int]:
+    size = (geometry.in_height, geometry.in_width)
+    return [*size, *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation]
+
+
+def _geometry(n: Sequence[int]) -> Geometry:
+    return Geometry(n[0], n[1], (n[2], n[3]), (n[4], n[5]), (n[6], n[7], n[8], n[9]), (n[10], n[11]))

@@ -1,0 +1,388 @@
+/* The tiled convolution on a CPU: the indirect convolution algorithm (Dukhan 2019) with patches sorted by tile.
+
+   No patch is ever copied. Images lie channels last, with their padding; a patch is `lines` runs of `run` numbers at
+   fixed distances from its base. A block of up to 12 patches of one tile goes through that tile's kernel matrix with
+   its sums in registers.
+
+   Patches are sorted by part (a few images), tile, image and number, so that a part's images and gradients stay in the
+   cache while its tiles take turns. Every sum is made in an order that does not depend on the number of threads. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define WIDTH 16
+#define MOST 12
+#elif defined(__AVX__)
+#define WIDTH 8
+#define MOST 6
+#else
+#define WIDTH 4
+#define MOST 6
+#endif
+
+typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef struct {
+    int64_t batch, patches, tiles;   /* images; patches of an image; kernel matrices */
+    int64_t lines, run;              /* a patch's runs of adjacent numbers, and their length */
+    int64_t out;                     /* output channels, a multiple of WIDTH */
+    int64_t image;                   /* numbers from one padded image to the next */
+    int64_t parts, part_images;      /* parts of the batch, and images of a part */
+    const int64_t *line_offset;      /* of each run from a patch's base (lines) */
+    const int64_t *patch_offset;     /* of each patch's base from its image (patches) */
+    const int32_t *order;            /* patch numbers b patches + i, sorted */
+    const int64_t *start;            /* where in `order` each part's tile begins (parts tiles + 1) */
+} Problem;
+
+/* Numbers in a vector: output channels come in multiples of it, and images lie that far apart at least. */
+int64_t rapa_vector_width(void) { return WIDTH; }
+
+INLINE const float *base_of(const Problem *p, const float *x, int64_t patch) {
+    return x + patch / p->patches * p->image + p->patch_offset[patch % p->patches];
+}
+
+/* ---------------------------------------------------------------- assignments */
+
+/* Philox4x32-10 (Salmon et al. 2011): the same words as rapa_cli/philox.py. */
+INLINE void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
+    UNROLL for (int round = 0; round < 10; round++) {
+        const uint64_t p0 = (uint64_t)c[0] * 0xD2511F53u, p1 = (uint64_t)c[2] * 0xCD9E8D57u;
+        const uint32_t n0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
+        c[0] = n0, c[1] = (uint32_t)p1, c[2] = n2, c[3] = (uint32_t)p0;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+}
+
+/* A balanced partition of each image's patches, as rapa_cli/tiling/schemes.py defines it: the tile of a patch is
+   floor(rank tiles / patches), turned by the offset; ranks are those of the hashes, ties by patch. Returns 0, or 1 where
+   there is no memory. */
+int rapa_partition(uint32_t k0, uint32_t k1, uint32_t layer, const int64_t *images, const int64_t *draws, int64_t batch,
+                   int64_t patches, int64_t tiles, uint32_t offset_block, int64_t *assignment, int threads) {
+    int bits = 0, failed = 0;
+    while (((int64_t)1 << bits) < patches) bits++;
+    const int64_t buckets = (int64_t)1 << bits, words = (patches + 3) / 4 * 4;
+#pragma omp parallel num_threads(threads)
+    {
+        uint32_t *hash = malloc(sizeof(uint32_t) * words);
+        uint64_t *sorted = malloc(sizeof(uint64_t) * patches);
+        uint32_t *next = malloc(sizeof(uint32_t) * (buckets + 1));
+        if (!hash || !sorted || !next) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < batch; b++) {
+            if (failed) continue;
+            const uint32_t image = (uint32_t)images[b], draw = (uint32_t)draws[b];
+            for (int64_t block = 0; block < words / 4; block++) {
+                uint32_t c[4] = {(uint32_t)block, layer, image, draw};
+                philox(c, k0, k1);
+                memcpy(hash + 4 * block, c, sizeof c);
+            }
+            uint32_t last[4] = {offset_block, layer, image, draw};
+            philox(last, k0, k1);
+            const int64_t offset = (int64_t)((uint64_t)last[0] * (uint64_t)tiles >> 32);
+            /* By the leading bits, one hash to a bucket on average; then what is left to exchange. */
+            memset(next, 0, sizeof(uint32_t) * (buckets + 1));
+            for (int64_t i = 0; i < patches; i++) next[((uint64_t)hash[i] << bits >> 32) + 1]++;
+            for (int64_t i = 0; i < buckets; i++) next[i + 1] += next[i];
+            for (int64_t i = 0; i < patches; i++)
+                sorted[next[(uint64_t)hash[i] << bits >> 32]++] = (uint64_t)hash[i] << 32 | (uint64_t)i;
+            for (int64_t i = 1; i < patches; i++) {
+                const uint64_t key = sorted[i];
+                int64_t j = i;
+                for (; j && sorted[j - 1] > key; j--) sorted[j] = sorted[j - 1];
+                sorted[j] = key;
+            }
+            int64_t *target = assignment + b * patches;
+            for (int64_t rank = 0; rank < patches; rank++) {
+                const int64_t tile = rank * tiles / patches + offset;
+                target[sorted[rank] & 0xFFFFFFFFu] = tile < tiles ? tile : tile - tiles;
+            }
+        }
+        free(hash), free(sorted), free(next);
+    }
+    return failed;
+}
+
+/* Sorts patches by part, tile, image and number; start gets parts tiles + 1 places in `order`. A patch of tile -1 is left
+   out. Returns how many are not. */
+int64_t rapa_sort(const int64_t *assignment, int64_t batch, int64_t patches, int64_t tiles, int64_t part_images,
+                  int32_t *order, int64_t *start, int threads) {
+    const int64_t parts = (batch + part_images - 1) / part_images;
+    memset(start, 0, sizeof(int64_t) * (parts * tiles + 1));
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t from = part * part_images * patches;
+        const int64_t to = (part + 1 < parts ? (part + 1) * part_images : batch) * patches;
+        int64_t *count = start + part * tiles + 1;
+        for (int64_t i = from; i < to; i++)
+            if (assignment[i] >= 0) count[assignment[i]]++;
+    }
+    for (int64_t i = 0; i < parts * tiles; i++) start[i + 1] += start[i];
+    const int64_t total = start[parts * tiles];
+    /* Each place is moved on while it is filled, to where the next tile begins; then all are moved back by one. */
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t from = part * part_images * patches;
+        const int64_t to = (part + 1 < parts ? (part + 1) * part_images : batch) * patches;
+        int64_t *next = start + part * tiles;
+        for (int64_t i = from; i < to; i++)
+            if (assignment[i] >= 0) order[next[assignment[i]]++] = (int32_t)i;
+    }
+    memmove(start + 1, start, sizeof(int64_t) * parts * tiles);
+    start[0] = 0;
+    return total;
+}
+
+/* ---------------------------------------------------------------- padding */
+
+/* Copies images (batch, height, width channels) into padded ones, `image` numbers apart, zeros around; or, `back`, the
+   other way without the padding. */
+void rapa_pad(float *plain, float *padded, int64_t batch, int64_t height, int64_t row, int64_t padded_row, int64_t top,
+              int64_t left, int64_t image, int back, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t b = 0; b < batch; b++) {
+        float *from = plain + b * height * row, *to = padded + b * image;
+        if (!back) memset(to, 0, sizeof(float) * image);
+        for (int64_t y = 0; y < height; y++) {
+            float *a = from + y * row, *c = to + (top + y) * padded_row + left;
+            memcpy(back ? a : c, back ? c : a, sizeof(float) * row);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- forward */
+
+INLINE void forward_block(const Problem *p, const float *const *base, const float *w, const float *bias, float **y,
+                          const int m, const int n) {
+    vec sum[MOST][2];
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < n; j++)
+            sum[i][j] = bias ? *(const vec *)(bias + j * WIDTH) : (vec){0};
+    for (int64_t line = 0; line < p->lines; line++) {
+        const float *x[MOST];
+        UNROLL for (int i = 0; i < m; i++) x[i] = base[i] + p->line_offset[line];
+        for (int64_t r = 0; r < p->run; r++, w += p->out) {
+            vec k[2];
+            UNROLL for (int j = 0; j < n; j++) k[j] = *(const vec *)(w + j * WIDTH);
+            UNROLL for (int i = 0; i < m; i++) {
+                const float s = x[i][r];
+                UNROLL for (int j = 0; j < n; j++) sum[i][j] += s * k[j];
+            }
+        }
+    }
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < n; j++) *(vec *)(y[i] + j * WIDTH) = sum[i][j];
+}
+
+#define CASES(CALL)                                                                                             \
+    switch (m) {                                                                                                \
+        case 1: CALL(1); break; case 2: CALL(2); break; case 3: CALL(3); break; case 4: CALL(4); break;         \
+        case 5: CALL(5); break; case 6: CALL(6); break; LARGE_CASES(CALL)                                       \
+    }
+#if MOST == 12
+#define LARGE_CASES(CALL)                                                                                       \
+        case 7: CALL(7); break; case 8: CALL(8); break; case 9: CALL(9); break; case 10: CALL(10); break;       \
+        case 11: CALL(11); break; case 12: CALL(12); break;
+#else
+#define LARGE_CASES(CALL)
+#endif
+
+static void forward_1(const Problem *p, const float *const *base, const float *w, const float *bias, float **y, int m) {
+#define CALL(M) forward_block(p, base, w, bias, y, M, 1)
+    CASES(CALL)
+#undef CALL
+}
+
+static void forward_2(const Problem *p, const float *const *base, const float *w, const float *bias, float **y, int m) {
+#define CALL(M) forward_block(p, base, w, bias, y, M, 2)
+    CASES(CALL)
+#undef CALL
+}
+
+/* y[patch] = bias[tile] + kernel[tile]^T patch; kernel (tiles, lines run, out), bias (tiles, out) or NULL, y (.., out). */
+void rapa_forward(const Problem *p, const float *x, const float *kernel, const float *bias, float *y, int threads) {
+    const int64_t k = p->lines * p->run;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t group = 0; group < p->parts * p->tiles; group++) {
+        const int64_t tile = group % p->tiles, first = p->start[group], count = p->start[group + 1] - first;
+        const int64_t blocks = (count + MOST - 1) / MOST;
+        for (int64_t b = 0, from = 0; b < blocks; b++) {
+            const int64_t to = count * (b + 1) / blocks;
+            const int m = (int)(to - from);
+            const float *base[MOST];
+            float *rows[MOST];
+            for (int i = 0; i < m; i++) {
+                const int64_t patch = p->order[first + from + i];
+                base[i] = base_of(p, x, patch);
+                rows[i] = y + patch * p->out;
+            }
+            for (int64_t c = 0; c < p->out;) {
+                const float *w = kernel + tile * k * p->out + c, *v = bias ? bias + tile * p->out + c : NULL;
+                const int two = p->out - c >= 2 * WIDTH;
+                (two ? forward_2 : forward_1)(p, base, w, v, rows, m);
+                for (int i = 0; i < m; i++) rows[i] += two ? 2 * WIDTH : WIDTH;
+                c += two ? 2 * WIDTH : WIDTH;
+            }
+            from = to;
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- gradient of the kernels */
+
+INLINE void kernel_block(const Problem *p, const float *x, const float *g, int64_t first, int64_t last, int64_t offset,
+                         float *grad, const int m, const int n) {
+    vec sum[MOST][2];
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < n; j++) sum[i][j] = *(const vec *)(grad + i * p->out + j * WIDTH);
+    for (int64_t q = first; q < last; q++) {
+        const int64_t patch = p->order[q];
+        const float *s = base_of(p, x, patch) + offset, *e = g + patch * p->out;
+        vec v[2];
+        UNROLL for (int j = 0; j < n; j++) v[j] = *(const vec *)(e + j * WIDTH);
+        UNROLL for (int i = 0; i < m; i++)
+            UNROLL for (int j = 0; j < n; j++) sum[i][j] += s[i] * v[j];
+    }
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < n; j++) *(vec *)(grad + i * p->out + j * WIDTH) = sum[i][j];
+}
+
+static void kernel_1(const Problem *p, const float *x, const float *g, int64_t first, int64_t last, int64_t offset,
+                     float *grad, int m) {
+#define CALL(M) kernel_block(p, x, g, first, last, offset, grad, M, 1)
+    CASES(CALL)
+#undef CALL
+}
+
+static void kernel_2(const Problem *p, const float *x, const float *g, int64_t first, int64_t last, int64_t offset,
+                     float *grad, int m) {
+#define CALL(M) kernel_block(p, x, g, first, last, offset, grad, M, 2)
+    CASES(CALL)
+#undef CALL
+}
+
+/* grad[tile] = sum over its patches of patch g^T, bias_grad[tile] = sum of g (or NULL); g (.., out). */
+void rapa_kernel_gradient(const Problem *p, const float *x, const float *g, float *grad, float *bias_grad, int threads) {
+    const int64_t k = p->lines * p->run, per_line = (p->run + MOST - 1) / MOST;
+    const int64_t units = p->tiles * p->lines * per_line;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t tile = 0; tile < p->tiles; tile++) {
+            memset(grad + tile * k * p->out, 0, sizeof(float) * k * p->out);
+            if (!bias_grad) continue;
+            float *sum = bias_grad + tile * p->out;
+            memset(sum, 0, sizeof(float) * p->out);
+            for (int64_t part = 0; part < p->parts; part++)
+                for (int64_t q = p->start[part * p->tiles + tile]; q < p->start[part * p->tiles + tile + 1]; q++)
+                    for (int64_t c = 0; c < p->out; c++) sum[c] += g[p->order[q] * p->out + c];
+        }
+        for (int64_t part = 0; part < p->parts; part++) {
+#pragma omp for schedule(static) nowait
+            for (int64_t unit = 0; unit < units; unit++) {
+                const int64_t tile = unit / (p->lines * per_line), rest = unit % (p->lines * per_line);
+                const int64_t line = rest / per_line, piece = rest % per_line;
+                const int64_t from = p->run * piece / per_line, to = p->run * (piece + 1) / per_line;
+                const int64_t group = part * p->tiles + tile;
+                if (p->start[group] == p->start[group + 1]) continue;
+                float *target = grad + (tile * k + line * p->run + from) * p->out;
+                for (int64_t c = 0; c < p->out;) {
+                    const int two = p->out - c >= 2 * WIDTH;
+                    (two ? kernel_2 : kernel_1)(p, x, g + c, p->start[group], p->start[group + 1],
+                                                p->line_offset[line] + from, target + c, (int)(to - from));
+                    c += two ? 2 * WIDTH : WIDTH;
+                }
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- gradient of the images */
+
+INLINE void image_block(float **target, const float **g, const float *w, int64_t out, int64_t width, const int m,
+                        const int n) {
+    vec sum[MOST][2];
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < n; j++) sum[i][j] = (vec){0};
+    for (int64_t c = 0; c < out; c++, w += width) {
+        vec k[2];
+        UNROLL for (int j = 0; j < n; j++) k[j] = *(const vec *)(w + j * WIDTH);
+        UNROLL for (int i = 0; i < m; i++) {
+            const float s = g[i][c];
+            UNROLL for (int j = 0; j < n; j++) sum[i][j] += s * k[j];
+        }
+    }
+    /* One patch after the other: patches of a block overlap. */
+    UNROLL for (int i = 0; i < m; i++)
+        UNROLL for (int j = 0; j < n; j++) *(vec *)(target[i] + j * WIDTH) += sum[i][j];
+}
+
+static void image_1(float **target, const float **g, const float *w, int64_t out, int64_t width, int m) {
+#define CALL(M) image_block(target, g, w, out, width, M, 1)
+    CASES(CALL)
+#undef CALL
+}
+
+static void image_2(float **target, const float **g, const float *w, int64_t out, int64_t width, int m) {
+#define CALL(M) image_block(target, g, w, out, width, M, 2)
+    CASES(CALL)
+#undef CALL
+}
+
+/* Numbers of scratch that the gradient of the images needs. */
+int64_t rapa_scratch(const Problem *p) {
+    const int64_t padded = (p->run + WIDTH - 1) / WIDTH * WIDTH;
+    return p->tiles * p->lines * padded * p->out;
+}
+
+/* grad += kernel[tile] g for every patch, grad (batch, image), zeros before. `scratch` takes the kernels transposed, the
+   runs filled with zeros to a multiple of WIDTH; these zeros are added to numbers up to WIDTH behind a run, so that the
+   images must be that far apart. */
+void rapa_image_gradient(const Problem *p, const float *kernel, const float *g, float *grad, float *scratch, int threads) {
+    const int64_t padded = (p->run + WIDTH - 1) / WIDTH * WIDTH;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < p->tiles * p->lines; row++) {
+            const float *from = kernel + row * p->run * p->out;
+            float *to = scratch + row * padded * p->out;
+            for (int64_t c = 0; c < p->out; c++) {
+                for (int64_t r = 0; r < p->run; r++) to[c * padded + r] = from[r * p->out + c];
+                for (int64_t r = p->run; r < padded; r++) to[c * padded + r] = 0;
+            }
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t part = 0; part < p->parts; part++)
+            for (int64_t tile = 0; tile < p->tiles; tile++) {
+                const int64_t group = part * p->tiles + tile, first = p->start[group];
+                const int64_t count = p->start[group + 1] - first, blocks = (count + MOST - 1) / MOST;
+                for (int64_t line = 0; line < p->lines; line++)
+                    for (int64_t r = 0; r < padded;) {
+                        const float *w = scratch + (tile * p->lines + line) * padded * p->out + r;
+                        const int two = padded - r >= 2 * WIDTH;
+                        for (int64_t b = 0, from = 0; b < blocks; b++) {
+                            const int64_t to = count * (b + 1) / blocks;
+                            const int m = (int)(to - from);
+                            float *target[MOST];
+                            const float *e[MOST];
+                            for (int i = 0; i < m; i++) {
+                                const int64_t patch = p->order[first + from + i];
+                                target[i] = (float *)base_of(p, grad, patch) + p->line_offset[line] + r;
+                                e[i] = g + patch * p->out;
+                            }
+                            (two ? image_2 : image_1)(target, e, w, p->out, padded, m);
+                            from = to;
+                        }
+                        r += two ? 2 * WIDTH : WIDTH;
+                    }
+            }
+    }
+}
