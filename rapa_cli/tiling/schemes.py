@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from rapa_cli.errors import suggestion
+from rapa_cli.kernels import cpu
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import Draw, KeyedLayer
-from rapa_cli.philox import Purpose, Stream
+from rapa_cli.philox import Purpose, Stream, key_of
 
 # The word that turns the labels; no image has so many patches that a patch would use it too.
 _OFFSET_BLOCK = 0xFFFFFFFF
@@ -192,6 +193,17 @@ def balanced_partition(draw: Draw, *, patches: int, tiles: int) -> Tensor:
     Returns:
         int64 tensor (B, patches), values in [0, tiles).
     """
+    if draw.images.device.type == "cpu" and cpu.available():
+        each = torch.as_tensor(draw.draw, dtype=torch.int64).expand(len(draw.images))
+        key = key_of(Purpose.ASSIGNMENT, draw.seed, draw.stream)
+        return cpu.partition(
+            key, draw.layer, draw.images, each, patches=patches, tiles=tiles, offset_block=_OFFSET_BLOCK
+        )
+    return partition_in_torch(draw, patches=patches, tiles=tiles)
+
+
+def partition_in_torch(draw: Draw, *, patches: int, tiles: int) -> Tensor:
+    """`balanced_partition` on any device: the definition, to the last integer."""
     hashes = draw.words(Purpose.ASSIGNMENT, count=patches)
     offset = draw.words(Purpose.ASSIGNMENT, count=1, first_block=_OFFSET_BLOCK) * tiles >> 32
     order = torch.argsort(hashes, dim=1, stable=True)
