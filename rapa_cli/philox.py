@@ -68,6 +68,11 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     return c0, c1, c2, c3
 
 
+def key_of(purpose: Purpose, seed: int, stream: Stream) -> tuple[int, int]:
+    """The Philox key."""
+    return seed, int(purpose) + 256 * int(stream)
+
+
 def words(
     purpose: Purpose,
     seed: int,
@@ -105,7 +110,7 @@ def words(
         draws = draws[:, None]
     output = philox4x32(
         (blocks, torch.tensor(layer, device=device), images[:, None], draws),
-        (seed, int(purpose) + 256 * int(stream)),
+        key_of(purpose, seed, stream),
     )
     return torch.stack(output, -1).flatten(1)[:, :count]
 
