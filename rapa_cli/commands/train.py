@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import options
-from rapa_cli.errors import ConfigError
+from rapa_cli.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from rapa_cli.checkpoint import Progress
+    from rapa_cli.config import Recipe
     from rapa_cli.runs import Manifest
     from rapa_cli.training.loop import Sums
 
@@ -141,15 +143,21 @@ def train(
     console.note(f"run folder {folder}")
     if training.progress.epoch or training.progress.step:
         console.note(f"going on after epoch {training.progress.epoch}, step {training.progress.step}")
+    where = ["--data-dir", str(data_dir)] if data_dir is not None else []
+    again = shlex.join(["rapa", "train", "--resume", str(folder), *where])
     try:
-        with StopRequest() as stop, _Watcher(plan.epochs) as watcher:
+        with StopRequest() as stop, _Watcher(plan) as watcher:
             training.run(watcher, stop)
+    except Interrupted:
+        console.note(f"saved; go on with: {again}")
+        raise
+    except KeyboardInterrupt:
+        console.note(f"not saved after epoch {training.progress.epoch}; go on from there with: {again}")
+        raise
     finally:
         # What there is to see is drawn also when the run was stopped.
         if training.rows:
             _draw_curve(training.rows, training.manifest, folder)
-        if training.progress.epoch < plan.epochs and training.progress.images:
-            console.note(f"saved; go on with: rapa train --resume {folder}")
     if not (folder / runs.LAST).exists():
         training.save()
     _summary(training, folder, json=json)
@@ -177,21 +185,19 @@ def _manifest(
     from rapa_cli.runs import Manifest
 
     definition = config.load_network(network)
-    counts = parse_tiles(tiles) if tiles else None
+    counts = parse_tiles(tiles) if tiles is not None else None
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    settings = [*(f"recipe.{key}={value}" for key, value in options.items() if value is not None), *settings]
+    # Which tiles are balanced and which recipe is meant depend on the scheme, which may be set as well.
+    definition, _ = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
     definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool)
-    settings = [
-        *(f"recipe.{key}={value}" for key, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)) if value is not None),
-        *settings,
-    ]  # fmt: skip
-    plan = config.load_recipe(recipe, definition.scheme)
-    definition, plan = config.override(definition, plan, settings)
+    definition, plan = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
     definition = resolve(definition, shape)
     return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=_provenance(recipe))
 
 
 def _provenance(recipe: str) -> dict[str, str]:
     import platform
-    import shlex
     import sys
     from datetime import UTC, datetime
 
@@ -215,7 +221,8 @@ def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) ->
     from rapa_cli.report import figures
 
     definition = manifest.network
-    title = f"{definition.name} on {manifest.data}: {definition.scheme} ({_commas(definition.tiles or ())}), {definition.pool}"
+    tiling = f"{definition.scheme} ({_commas(definition.tiles or ())})"
+    title = f"{definition.name} on {manifest.data}: {tiling}, {definition.pool}"
     figures.write(figures.learning_curve(rows, title), folder / "figures", "learning-curve")
 
 
@@ -241,12 +248,13 @@ def _summary(training: Any, folder: Path, *, json: bool) -> None:
     if progress.test_error is None:
         console.out().print(f"no epoch was trained; the untrained network is in {folder / runs.LAST}", markup=False)
         return
+    epoch, train_error = progress.epoch, progress.train_error
     console.out().print(
-        f"test error {progress.test_error:.2f} % after {progress.epoch} epochs, train error {progress.train_error:.2f} %, "
-        f"lowest test error {progress.best_test_error:.2f} % in epoch {progress.best_epoch} (chosen on the test set)\n"
-        f"{document['images_per_second']:.0f} images/s with testing, {progress.seconds:.0f} s\n"
-        f"checkpoint {document['checkpoint']}\n"
-        f"learning curve {folder / 'figures' / 'learning-curve.png'}",
+        f"test error      {progress.test_error:.2f} %  (epoch {epoch}, train error {train_error:.2f} %)\n"
+        f"lowest          {progress.best_test_error:.2f} %  (epoch {progress.best_epoch}, chosen on the test set)\n"
+        f"time            {progress.seconds:.0f} s, {document['images_per_second']:.0f} images/s with testing\n"
+        f"checkpoint      {document['checkpoint']}\n"
+        f"learning curve  {folder / 'figures' / 'learning-curve.png'}",
         markup=False,
     )
 
@@ -254,8 +262,8 @@ def _summary(training: Any, folder: Path, *, json: bool) -> None:
 class _Watcher:
     """A progress bar on a terminal, and a line for each epoch."""
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._epochs = recipe, recipe.epochs
         self._bar: Bar = console.progress()
         self._task: Any = None
         self._asked = 0.0
@@ -269,6 +277,8 @@ class _Watcher:
 
     def step(self, epoch: int, step: int, steps: int, sums: Sums) -> None:
         """Advances the bar over all epochs; refreshes the error now and then."""
+        from rapa_cli.training.schedule import rate
+
         if self._bar.disable:
             return
         if self._task is None:
@@ -277,11 +287,8 @@ class _Watcher:
         if now - self._asked >= _REFRESH_SECONDS or step == steps:
             self._asked = now
             error = 100 * int(sums.wrong) / sums.seen
-            self._bar.update(
-                self._task,
-                completed=epoch * steps + step,
-                description=f"epoch {epoch + 1}/{self._epochs}  error {error:.1f} %",
-            )
+            where = f"epoch {epoch + 1}/{self._epochs}  rate {rate(self._recipe, epoch):.3g}"
+            self._bar.update(self._task, completed=epoch * steps + step, description=f"{where}  error {error:.1f} %")
 
     def testing(self, epoch: int) -> None:
         """Says that the test images are classified."""

@@ -94,6 +94,7 @@ class Training:
 
         Raises:
             Interrupted: a signal came; the state is saved.
+            KeyboardInterrupt: a second one came; nothing is saved, since it may have come in the middle of a step.
             CheckFailed: the loss is not finite any more; the last good checkpoint is kept.
             FileError: a file could not be written.
         """
@@ -122,21 +123,13 @@ class Training:
         before = self.progress
         self.network.train()
         try:
-            for step in range(before.step, steps):
+            while step < steps:
                 ids = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
                 self._step(train.images[ids], train.labels[ids], ids, sums, device)
-                watcher.step(epoch, step + 1, steps, sums)
-                if stop.exit_code is not None:
-                    step += 1
-                    stop.check()
-            step = steps
-            loss = float(sums.loss) / max(sums.seen, 1)
-            if not torch.isfinite(sums.loss) or not checkpoint.is_finite(self.network.state_dict()):
-                raise CheckFailed(
-                    f"the training diverged in epoch {epoch + 1}: the loss or a weight is not finite "
-                    f"at rate {rate(recipe, epoch):g}",
-                    hint=f"lower the rate, as in --lr {recipe.lr / 3:.2g}, or warm up: --set warmup_epochs=1",
-                )
+                step += 1
+                watcher.step(epoch, step, steps, sums)
+                stop.check()
+            self._check_finite(sums)
             training_seconds = time.perf_counter() - start
             watcher.testing(epoch)
             test = evaluate(
@@ -147,7 +140,8 @@ class Training:
                 draw=epoch,
                 on_batch=lambda _: stop.check(),
             )
-        except (Interrupted, KeyboardInterrupt):
+        except Interrupted:
+            self._check_finite(sums)
             self.progress = before.model_copy(
                 update={
                     "step": step,
@@ -163,7 +157,7 @@ class Training:
         row = {
             "epoch": epoch + 1,
             "rate": rate(recipe, epoch),
-            "train_loss": loss,
+            "train_loss": float(sums.loss) / max(sums.seen, 1),
             "train_error": 100 * int(sums.wrong) / max(sums.seen, 1),
             "test_loss": test.loss,
             "test_error": test.error,
@@ -203,6 +197,17 @@ class Training:
         loss.backward()  # type: ignore[no-untyped-call]
         self.sgd.step()
         sums.add(logits, labels, loss)
+
+    def _check_finite(self, sums: Sums) -> None:
+        """Raises CheckFailed before a diverged state could take the place of a good checkpoint."""
+        if torch.isfinite(sums.loss) and checkpoint.is_finite(self.network.state_dict()):
+            return
+        recipe, epoch = self.manifest.recipe, self.progress.epoch
+        raise CheckFailed(
+            f"the training diverged in epoch {epoch + 1}: the loss or a weight is not finite "
+            f"at rate {rate(recipe, epoch):g}",
+            hint=f"lower the rate, as in --lr {recipe.lr / 3:.2g}, or warm up: --set warmup_epochs=1",
+        )
 
     def _description(self) -> Description:
         return Description(
@@ -255,8 +260,12 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
     for name, parameter in network.named_parameters():
         if name in saved.optimizer:
             if saved.optimizer[name].shape != parameter.shape:
-                raise FileError(f"checkpoint {path}: the momentum of '{name}' has the wrong shape")
-            sgd.state[parameter]["momentum_buffer"] = saved.optimizer[name].to(device)
+                raise FileError(
+                    f"checkpoint {path} cannot be used: the momentum of '{name}' has the wrong shape",
+                    hint=f"was {runs.LAST} copied there from another run?",
+                )
+            # In memory as the parameter is, which the optimizer's fused step relies on.
+            sgd.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(saved.optimizer[name])
     done = saved.description.progress.epoch
     rows = [row for row in runs.read_metrics(folder) if row["epoch"] <= done]
     timing = [row for row in runs.read_timing(folder) if row["epoch"] <= done]

@@ -12,7 +12,7 @@ from rapa_cli.errors import Interrupted
 class StopRequest:
     """Inside the block SIGINT and SIGTERM do not end the process; `exit_code` says whether one came.
 
-    A second SIGINT raises KeyboardInterrupt, for those who do not want to wait.
+    A second SIGINT raises KeyboardInterrupt at once, for those who do not want to wait; nothing is saved then.
 
     Attributes:
         exit_code: 130 after SIGINT, 143 after SIGTERM, None before.

@@ -16,7 +16,7 @@ from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.runs import Manifest
 from rapa_cli.training import loop
 
-CLASSES = ("left", "right", "top")
+CLASSES = ("top", "bottom", "middle")
 SHAPE = (3, 8, 8)
 CPU = torch.device("cpu")
 
@@ -46,13 +46,13 @@ kind = "linear"
 
 
 def split(count: int, seed: int) -> Split:
-    """Noise with a bright side that tells the class."""
+    """Noise with a bright part that tells the class, also in a mirror."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 160, (count, *SHAPE), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % len(CLASSES)
-    images[labels == 0, :, :, :3] += 90
-    images[labels == 1, :, :, 5:] += 90
-    images[labels == 2, :, :3] += 90
+    images[labels == 0, :, :3] += 90
+    images[labels == 1, :, 5:] += 90
+    images[labels == 2, :, :, 3:5] += 90
     return Split(images, labels)
 
 
