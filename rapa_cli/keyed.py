@@ -134,15 +134,10 @@ def draws(
     Raises:
         ValueError: a wrong shape or type, a number out of its range, or an unknown stream.
     """
-    if images.ndim != 1:
-        raise ValueError(f"images: got shape {tuple(images.shape)}, allowed is (B,)")
-    _check_range("images", images)
-    if not isinstance(draw, Tensor):
-        _check_range("draw", torch.tensor(draw))
-    elif draw.ndim and draw.shape != images.shape:
+    check_ids(images)
+    if isinstance(draw, Tensor) and draw.ndim and draw.shape != images.shape:
         raise ValueError(f"draw: got shape {tuple(draw.shape)} for {len(images)} images")
-    else:
-        _check_range("draw", draw)
+    _check_range("draw", torch.as_tensor(draw))
     if stream not in _STREAMS:
         raise ValueError(f"stream: got '{stream}', allowed are {', '.join(_STREAMS)}")
     check_seed(seed)
@@ -155,6 +150,13 @@ def draws(
     finally:
         for layer, old in zip(layers, before, strict=True):
             layer._draw = old
+
+
+def check_ids(images: Tensor) -> None:
+    """Raises ValueError unless these are image ids: int64, shape (B,), values in [0, 2^32)."""
+    if images.ndim != 1:
+        raise ValueError(f"images: got shape {tuple(images.shape)}, allowed is (B,)")
+    _check_range("images", images)
 
 
 def _check_range(name: str, numbers: Tensor) -> None:

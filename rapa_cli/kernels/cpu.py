@@ -110,7 +110,7 @@ def backward(
             None if sums is None else _pointer(sums),
             threads,
         )
-        weight_grad = matrices[..., :out].permute(0, 4, 3, 1, 2)
+        weight_grad = matrices[..., :out].permute(0, 4, 3, 1, 2) if wanted[1] else None
         bias_grad = None if sums is None else sums[:, :out]
     if wanted[0]:
         total = torch.zeros(work.problem.batch, work.problem.image)

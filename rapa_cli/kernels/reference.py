@@ -191,7 +191,7 @@ def _gather(x: Tensor, blocks: Blocks, geometry: Geometry, reads: Tensor | None)
     pixels = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous()
     height, width = geometry.padded_height, geometry.padded_width
     # Overlapping runs of kw pixels, one starting at each pixel: a patch is kh of them.
-    starts = batch * height * width - (kw - 1) * dw
+    starts = max(batch * height * width - (kw - 1) * dw, 0)
     runs = pixels.as_strided((starts, kw, channels), (channels, dw * channels, 1))
     patch = blocks.patch.reshape(-1).clamp(max=batch * geometry.patches - 1)
     image, pixel = patch // geometry.patches, patch % geometry.patches

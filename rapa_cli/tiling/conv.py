@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.kernels.operator import tiled_conv2d
-from rapa_cli.keyed import KeyedLayer
+from rapa_cli.keyed import KeyedLayer, check_ids
 from rapa_cli.tiling.schemes import scheme_named
 
 Pair = int | tuple[int, int]
@@ -58,7 +59,7 @@ class TiledConv2d(KeyedLayer):
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value < 1:
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value}, allowed are whole numbers from 1")
         if arrays is not None:
             raise ValueError(f"arrays: got {arrays!r}, allowed is None (ideal arrays)")
@@ -110,8 +111,12 @@ class TiledConv2d(KeyedLayer):
             int64 tensor (B, n_p), row-major over output pixels, values in [0, tiles); -1 where nothing is computed.
 
         Raises:
-            ValueError: there are more tiles than patches.
+            ValueError: wrong images, or more tiles than patches.
         """
+        if isinstance(images, Tensor):
+            check_ids(images)
+        elif images < 0:
+            raise ValueError(f"images: got {images}, allowed are batch sizes from 0 and image ids")
         patches = out_size[0] * out_size[1]
         if self.tiles > patches:
             raise ValueError(
@@ -181,7 +186,11 @@ class TiledConv2d(KeyedLayer):
 
 
 def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(entry, int) or entry < least for entry in pair):
+    pair = (value, value) if isinstance(value, int) else value
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or any(not isinstance(entry, int) or entry < least for entry in pair)
+    ):
         raise ValueError(f"{name}: got {value!r}, allowed are one or two whole numbers from {least}")
     return pair[0], pair[1]

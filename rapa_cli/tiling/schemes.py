@@ -40,8 +40,8 @@ class Scheme:
 
     def check(self, tiles: int) -> None:
         """Raises ValueError where the scheme cannot work with this number of tiles."""
-        if tiles < 1:
-            raise ValueError(f"tiles: got {tiles}, allowed are whole numbers from 1")
+        if not isinstance(tiles, int) or tiles < 1:
+            raise ValueError(f"tiles: got {tiles!r}, allowed are whole numbers from 1")
         if self.square and math.isqrt(tiles) ** 2 != tiles:
             q = math.isqrt(tiles)
             raise ValueError(
@@ -75,7 +75,7 @@ class Untiled(Scheme):
     def check(self, tiles: int) -> None:
         """Raises ValueError unless there is one tile."""
         if tiles != 1:
-            raise ValueError(f"tiles: got {tiles}, but scheme 'none' has one tile")
+            raise ValueError(f"tiles: got {tiles!r}, but scheme 'none' has one tile")
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """All patches to tile 0."""
@@ -179,7 +179,7 @@ def scheme_named(name: str) -> Scheme:
         ValueError: there is none; the message names the nearest.
     """
     if name not in SCHEMES:
-        raise ValueError(f"scheme: there is no '{name}'; {suggestion(name, SCHEMES)}")
+        raise ValueError(f"scheme: there is no '{name}'; {suggestion(str(name), SCHEMES)}")
     return SCHEMES[name]
 
 
@@ -194,7 +194,7 @@ def balanced_partition(draw: Draw, *, patches: int, tiles: int) -> Tensor:
         int64 tensor (B, patches), values in [0, tiles).
     """
     if draw.images.device.type == "cpu" and cpu.available():
-        each = torch.as_tensor(draw.draw, dtype=torch.int64).expand(len(draw.images))
+        each = torch.as_tensor(draw.draw, dtype=torch.int64, device="cpu").expand(len(draw.images))
         key = key_of(Purpose.ASSIGNMENT, draw.seed, draw.stream)
         return cpu.partition(
             key, draw.layer, draw.images, each, patches=patches, tiles=tiles, offset_block=_OFFSET_BLOCK

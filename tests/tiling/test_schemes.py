@@ -15,7 +15,7 @@ from torch import Tensor
 from rapa_cli.keyed import Draw, draws
 from rapa_cli.philox import Stream
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.schemes import SCHEMES, balanced_partition, scheme_named
+from rapa_cli.tiling.schemes import SCHEMES, balanced_partition, partition_in_torch, scheme_named
 from tests.tiling import oracles
 from tests.tolerances import assert_balanced_uniform, assert_distributed, assert_equally_likely, assert_independent
 
@@ -68,14 +68,18 @@ def test_partitions_follow_the_rule(
     tiles = data.draw(st.integers(1, patches))
     found = _partitions(torch.tensor([image]), patches, tiles, seed=seed, draw=draw, layer=layer, stream=stream)
     assert found.dtype == torch.int64
-    name = stream.name.lower()
-    assert found.tolist() == [oracles.partition(seed, name, draw, image, layer, patches, tiles)]
+    expected = oracles.partition(seed, stream.name.lower(), draw, image, layer, patches, tiles)
+    assert found.tolist() == [expected]
+    place = Draw(seed, draw, torch.tensor([image]), stream, layer)
+    assert partition_in_torch(place, patches=patches, tiles=tiles).tolist() == [expected]
 
 
 def test_golden_assignments(threads: int) -> None:
     images = torch.tensor([12345, 7])
     found = _partitions(images, 24, 5, seed=20181108, draw=7, layer=2)
     assert found.tolist() == GOLDEN
+    place = Draw(20181108, 7, images, Stream.TEST, 2)
+    assert partition_in_torch(place, patches=24, tiles=5).tolist() == GOLDEN
     network = torch.nn.ModuleList([_layer("random", 5) for _ in range(3)])
     with draws(network, images=images, seed=20181108, draw=7):
         layer = network[2]
@@ -91,6 +95,20 @@ def test_sizes_differ_by_one_at_most(batch: int, patches: int, data: st.DataObje
         sizes = _sizes(assignment, tiles)
         assert len(sizes) == tiles
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("patches", "tiles"), [(1024, 16), (1024, 1024), (961, 7), (4097, 100)])
+def test_large_partitions_are_the_same_on_every_path(patches: int, tiles: int, threads: int) -> None:
+    images = torch.tensor([0, 3, 2**32 - 1, 77, 3])
+    for draw in (0, 2**32 - 1, torch.tensor([0, 1, 2, 3, 2**32 - 1])):
+        place = Draw(2**32 - 1, draw, images, Stream.VOTE, 5)
+        found = balanced_partition(place, patches=patches, tiles=tiles)
+        assert torch.equal(found, partition_in_torch(place, patches=patches, tiles=tiles))
+    apart = Draw(2**32 - 1, 0, torch.arange(10)[::2], Stream.VOTE, 5)
+    assert torch.equal(
+        balanced_partition(apart, patches=patches, tiles=tiles),
+        partition_in_torch(apart, patches=patches, tiles=tiles),
+    )
 
 
 @pytest.mark.parametrize(("patches", "tiles"), [(16, 4), (12, 2), (9, 9)])
