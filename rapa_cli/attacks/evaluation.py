@@ -32,9 +32,9 @@ class Point:
 
     Attributes:
         level: what was asked for.
-        eps: mean strength over the counted images.
-        snr_db: mean over the counted images of the signal-to-noise ratio that came about after cutting to [0, 1];
-            infinite where nothing was changed.
+        eps: the strength, where an SNR was asked for its mean over the counted images.
+        snr_db: mean of the signal-to-noise ratio that came about after cutting to [0, 1], over the counted images that
+            were changed, black ones apart, since they have no ratio; infinite where none was changed.
         correct: counted images that are still right.
         counted: images that are right without noise, under the draw that scores.
     """
@@ -86,6 +86,7 @@ def attack(
     correct = torch.zeros(len(levels), dtype=torch.int64, device=device)
     eps_sum = torch.zeros(len(levels), dtype=torch.float64, device=device)
     snr_sum = torch.zeros(len(levels), dtype=torch.float64, device=device)
+    noisy_images = torch.zeros(len(levels), dtype=torch.int64, device=device)
     counted = 0
     with evaluating(model):
         for ids, x, y in batches(images, labels, batch_size, device):
@@ -99,14 +100,22 @@ def attack(
                     noisy = perturb(x, sign, eps)
                     correct[number] += ((model(noisy).argmax(1) == y) & right).sum()
                     eps_sum[number] += eps[right].sum()
-                    snr_sum[number] += snr_db(x, noisy)[right].sum()
+                    ratio = snr_db(x, noisy)[right]
+                    snr_sum[number] += ratio[ratio.isfinite()].sum()
+                    noisy_images[number] += ratio.isfinite().sum()
             if on_batch:
                 on_batch(len(x))
-    scale = 1 / counted if counted else math.nan
-    return [
-        Point(level, float(eps_sum[n]) * scale, float(snr_sum[n]) * scale, int(correct[n]), counted)
-        for n, level in enumerate(levels)
-    ]
+    points = []
+    for n, level in enumerate(levels):
+        strength = _mean(eps_sum[n], counted) if level.eps is None else level.eps
+        unchanged = math.inf if counted else math.nan
+        snr = _mean(snr_sum[n], int(noisy_images[n])) if noisy_images[n] else unchanged
+        points.append(Point(level, strength, snr, int(correct[n]), counted))
+    return points
+
+
+def _mean(total: Tensor, count: int) -> float:
+    return float(total) / count if count else math.nan
 
 
 def _strength(level: Level, x: Tensor) -> Tensor:

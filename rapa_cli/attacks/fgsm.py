@@ -47,7 +47,10 @@ def eps_for_snr(x: Tensor, snr_db: float) -> Tensor:
 
 
 def snr_db(x: Tensor, perturbed: Tensor) -> Tensor:
-    """20 log10(||x|| / ||perturbed - x||) of each image in dB, shape (B,); infinite where nothing was changed."""
+    """20 log10(||x|| / ||perturbed - x||) of each image in dB, shape (B,).
+
+    Infinite where nothing was changed, minus infinity for a black image that was.
+    """
     signal = x.flatten(1).norm(dim=1)
     noise = (perturbed - x).flatten(1).norm(dim=1)
-    return 20 * torch.log10(signal / noise)
+    return 20 * torch.log10(torch.where(noise > 0, signal / noise, torch.inf))
