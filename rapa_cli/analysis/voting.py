@@ -57,6 +57,7 @@ def vote(model: nn.Module, images: Tensor, n: int, seed: int = 0) -> Tensor:
     Raises:
         ValueError: n is less than 1.
     """
+    _check_number(n)
     ids = torch.arange(len(images), device=images.device)
     with evaluating(model):
         return _votes(model, images, ids, n, seed)[0]
@@ -86,6 +87,7 @@ def vote_error(
     Raises:
         ValueError: n is less than 1.
     """
+    _check_number(n)
     device = next(model.parameters()).device
     single_wrong = torch.zeros(n, dtype=torch.int64, device=device)
     vote_wrong = torch.zeros((), dtype=torch.int64, device=device)
@@ -117,8 +119,6 @@ def _votes(
     model: nn.Module, x: Tensor, ids: Tensor, n: int, seed: int, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The vote's classes (B,), and how many images each draw got wrong (n,) if labels are given."""
-    if n < 1:
-        raise ValueError(f"n: got {n}, allowed are whole numbers from 1")
     singles = torch.zeros(n, dtype=torch.int64, device=x.device)
     votes = probability = torch.zeros(0)
     for number in range(n):
@@ -133,3 +133,8 @@ def _votes(
         if labels is not None:
             singles[number] = (chosen != labels).sum()
     return majority(votes, probability), singles
+
+
+def _check_number(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"n: got {n}, allowed are whole numbers from 1")

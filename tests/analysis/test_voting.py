@@ -1,0 +1,129 @@
+"""The majority of several draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rapa_cli import vote
+from rapa_cli.analysis.evaluation import wilson
+from rapa_cli.analysis.voting import VoteResult, majority, vote_error
+from rapa_cli.keyed import draws
+from rapa_cli.layers.network import Network
+from tests.training import tiny
+
+COUNT = 25
+
+
+@pytest.fixture
+def network() -> Network:
+    """Untrained, so that its draws disagree on many images."""
+    return tiny.network(scheme="random", tiles=(16, 8), seed=5)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(COUNT, *tiny.SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def probabilities(network: Network, images: Tensor, n: int, seed: int) -> list[Tensor]:
+    """Of each class, for each draw."""
+    found = []
+    for draw in range(n):
+        with torch.no_grad(), draws(network, images=torch.arange(len(images)), seed=seed, draw=draw, stream="vote"):
+            found.append(network(images).softmax(1))
+    return found
+
+
+def counted(chances: list[list[float]]) -> int:
+    """The vote on one image, given each draw's probabilities."""
+    classes = range(len(chances[0]))
+    votes = [sum(max(classes, key=chance.__getitem__) == which for chance in chances) for which in classes]
+    means = [sum(chance[which] for chance in chances) / len(chances) for which in classes]
+    return max(classes, key=lambda which: (votes[which], means[which]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+def test_against_a_plain_count(network: Network, images: Tensor, n: int) -> None:
+    found = vote(network, images, n, seed=9)
+    draws_ = probabilities(network, images, n, seed=9)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [counted([draw[image].tolist() for draw in draws_]) for image in range(COUNT)]
+    if n == 1:
+        assert torch.equal(found, draws_[0].argmax(1))
+    else:
+        singles = torch.stack([draw.argmax(1) for draw in draws_])
+        assert (singles != singles[0]).any(), "the draws differ, so that there is something to vote on"
+
+
+def test_the_seed_chooses_the_draws(network: Network, images: Tensor) -> None:
+    first, second = (probabilities(network, images, 1, seed)[0] for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_error_is_that_of_the_votes(network: Network, n: int) -> None:
+    test = tiny.data_set(test=COUNT).test
+    result = vote_error(network, test.images, test.labels, n, seed=9, batch_size=7)
+    pixels = tiny.pixels(test)
+    assert result.images == COUNT
+    assert result.vote_wrong == int((vote(network, pixels, n, seed=9) != test.labels).sum())
+    singles = [draw.argmax(1) for draw in probabilities(network, pixels, n, seed=9)]
+    assert result.single_wrong == tuple(int((single != test.labels).sum()) for single in singles)
+    if n == 1:
+        assert result.vote_error == result.single_error
+
+
+def test_what_follows_from_the_counts() -> None:
+    result = VoteResult(images=200, single_wrong=(20, 30, 25), vote_wrong=19)
+    assert (result.single_error, result.vote_error) == (12.5, 9.5)
+    assert result.vote_ci95 == wilson(19, 200)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_draws(network: Network, images: Tensor, n: int) -> None:
+    test = tiny.data_set().test
+    with pytest.raises(ValueError, match=f"n: got {n}, allowed are whole numbers from 1"):
+        vote(network, images, n)
+    with pytest.raises(ValueError, match=f"n: got {n}, allowed are whole numbers from 1"):
+        vote_error(network, test.images, test.labels, n)
+
+
+def test_no_images() -> None:
+    assert vote(tiny.network(), torch.zeros(0, *tiny.SHAPE), 3).shape == (0,)
+
+
+def test_the_network_stays_as_it_is(network: Network, images: Tensor) -> None:
+    network.train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = torch.get_rng_state()
+    vote(network, images, 3)
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_votes_that_can_be_seen() -> None:
+    votes = torch.tensor([[3, 1, 1], [2, 2, 1], [2, 2, 1], [0, 0, 5], [1, 1, 1]])
+    probability = torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.2, 0.5], [0.2, 0.3, 0.5], [0.9, 0.1, 0.0], [0.3, 0.3, 0.4]])
+    assert majority(votes, probability).tolist() == [0, 0, 1, 2, 2]
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda classes: st.lists(
+            st.lists(st.floats(0, 1, width=32), min_size=classes, max_size=classes), min_size=1, max_size=7
+        )
+    )
+)
+def test_the_majority_of_any_draws(chances: list[list[float]]) -> None:
+    table = torch.tensor(chances, dtype=torch.float64)
+    chosen = table.argmax(1)
+    votes = torch.bincount(chosen, minlength=table.shape[1])[None]
+    winner = int(majority(votes, table.mean(0, keepdim=True)))
+    assert int(votes[0, winner]) == int(votes.max())
+    rivals = votes[0] == votes.max()
+    assert float(table.mean(0)[winner]) == float(table.mean(0)[rivals].max())
