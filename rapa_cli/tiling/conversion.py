@@ -27,19 +27,27 @@ def convert(module: nn.Module, *, tiles: int | Sequence[int], scheme: str = "ran
         ValueError: numbers of tiles that do not match, or a convolution with groups or with a padding other than zeros.
     """
     module = copy.deepcopy(module)
-    places = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
-    counts = [tiles] * len(places) if isinstance(tiles, int) else list(tiles)
-    if len(counts) != len(places):
-        raise ValueError(f"tiles: got {len(counts)} numbers for {len(places)} convolutions ({', '.join(places)})")
-    for name, count in zip(places, counts, strict=True):
-        layer = module.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d)
-        tiled = _tiled(name, layer, count, scheme)
+    # A convolution that a network holds in several places is one layer, with the name of the first.
+    places = [
+        (name, layer) for name, layer in module.named_modules(remove_duplicate=False) if isinstance(layer, nn.Conv2d)
+    ]
+    names: dict[nn.Conv2d, str] = {}
+    for name, layer in places:
+        names.setdefault(layer, name)
+    counts = [tiles] * len(names) if isinstance(tiles, int) else list(tiles)
+    if len(counts) != len(names):
+        raise ValueError(
+            f"tiles: got {len(counts)} numbers for {len(names)} convolutions ({', '.join(names.values())})"
+        )
+    tiled = {
+        layer: _tiled(name, layer, count, scheme) for (layer, name), count in zip(names.items(), counts, strict=True)
+    }
+    for name, layer in places:
         if not name:
-            module = tiled
+            module = tiled[layer]
         else:
             parent, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(parent), attribute, tiled)
+            setattr(module.get_submodule(parent), attribute, tiled[layer])
     number_layers(module)
     return module
 
@@ -63,7 +71,9 @@ def _tiled(name: str, layer: nn.Conv2d, tiles: int, scheme: str) -> TiledConv2d:
     ).to(layer.weight.device, layer.weight.dtype)
     with torch.no_grad():
         tiled.weight.copy_(layer.weight.expand_as(tiled.weight))
+        tiled.weight.requires_grad_(layer.weight.requires_grad)
         if tiled.bias is not None and layer.bias is not None:
             tiled.bias.copy_(layer.bias.expand_as(tiled.bias))
+            tiled.bias.requires_grad_(layer.bias.requires_grad)
     tiled.train(layer.training)
     return tiled
