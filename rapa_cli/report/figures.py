@@ -21,21 +21,16 @@ def learning_curve(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     figure = _figure(6.4, 4.0)
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in rows]
-    for key, label, colour in (("train_error", "train", _TRAIN), ("test_error", "test", _TEST)):
+    best = min(rows, key=lambda row: row["test_error"])
+    lowest = f"test (lowest {best['test_error']:.2f} % in epoch {best['epoch']})"
+    for key, label, colour in (("train_error", "train", _TRAIN), ("test_error", lowest, _TEST)):
         errors = [row[key] for row in rows]
         axes.plot(epochs, errors, color=colour, marker="o" if len(rows) < 30 else None, markersize=3, label=label)
-    best = min(rows, key=lambda row: row["test_error"])
-    axes.axhline(best["test_error"], color=_TEST, linewidth=0.8, linestyle=":")
-    axes.annotate(
-        f"lowest test error {best['test_error']:.2f} % (epoch {best['epoch']})",
-        (epochs[0], best["test_error"]),
-        textcoords="offset points",
-        xytext=(2, 4),
-        fontsize=8,
-        color=_TEST,
-    )
-    axes.set(title=title, xlabel="epoch", ylabel="error (%)", ylim=(0, None))
+    axes.plot(best["epoch"], best["test_error"], color=_TEST, marker="o", markersize=9, markerfacecolor="none")
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    axes.set(xlabel="epoch", ylabel="error (%)", ylim=(0, 1.1 * max(*axes.get_ylim(), 1)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
