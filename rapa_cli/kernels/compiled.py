@@ -123,8 +123,8 @@ def _openmp() -> str | None:
 
 def _declare(library: ctypes.CDLL) -> None:
     library.rapa_vector_width.restype = ctypes.c_int64
-    library.rapa_scratch.restype = ctypes.c_int64
     library.rapa_sort.restype = ctypes.c_int64
-    library.rapa_partition.restype = ctypes.c_int
-    for name in ("rapa_pad", "rapa_forward", "rapa_kernel_gradient", "rapa_image_gradient"):
+    for name in ("rapa_partition", "rapa_kernel_gradient", "rapa_image_gradient"):
+        getattr(library, name).restype = ctypes.c_int
+    for name in ("rapa_pad", "rapa_forward"):
         getattr(library, name).restype = None

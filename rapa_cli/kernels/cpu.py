@@ -14,10 +14,12 @@ from rapa_cli.kernels.compiled import kernels
 from rapa_cli.kernels.geometry import Geometry
 
 _COUNTS = ("batch", "patches", "tiles", "lines", "run", "out", "image", "parts", "part_images")
-_POINTERS = ("line_offset", "patch_offset", "order", "start")
+_POINTERS = ("line_offset", "order", "base", "start")
 # Numbers of a part's images and gradients that stay in a core's second-level cache, and patches that fill a block.
 _CACHED_NUMBERS = 1 << 17
 _BLOCK = 12
+# Numbers of kernel matrices that the cores' shared cache holds beside the rest.
+_SHARED_NUMBERS = 1 << 20
 
 
 class _Problem(ctypes.Structure):
@@ -102,7 +104,7 @@ def backward(
         padded = work.padded(x)
         matrices = torch.empty(tiles, *geometry.kernel, channels, work.out)
         sums = torch.empty(tiles, work.out) if wanted[2] else None
-        library.rapa_kernel_gradient(
+        failed = library.rapa_kernel_gradient(
             work.reference,
             _pointer(padded),
             _pointer(error),
@@ -110,15 +112,18 @@ def backward(
             None if sums is None else _pointer(sums),
             threads,
         )
+        if failed:
+            raise MemoryError
         weight_grad = matrices[..., :out].permute(0, 4, 3, 1, 2) if wanted[1] else None
         bias_grad = None if sums is None else sums[:, :out]
     if wanted[0]:
         total = torch.zeros(work.problem.batch, work.problem.image)
-        scratch = torch.empty(library.rapa_scratch(work.reference))
         kernel = _kernel_matrices(weight, work.out)
-        library.rapa_image_gradient(
-            work.reference, _pointer(kernel), _pointer(error), _pointer(total), _pointer(scratch), threads
-        )
+        cached = ctypes.c_int64(_SHARED_NUMBERS)
+        if library.rapa_image_gradient(
+            work.reference, _pointer(kernel), _pointer(error), _pointer(total), cached, threads
+        ):
+            raise MemoryError
         x_grad = work.cropped(total, channels)
     return x_grad, weight_grad, bias_grad
 
@@ -146,9 +151,8 @@ class _Work:
         lines, patch_offset, run, image = _offsets(geometry, channels)
         part = _part_images(batch, patches, tiles, image + patches * padded_out)
         parts = -(-batch // part)
-        if batch * patches >= 2**31:
-            raise ValueError(f"x: {batch} images of {patches} patches are too many at once")
         order = torch.empty(batch * patches, dtype=torch.int32)
+        base = torch.empty(batch * patches, dtype=torch.int32)
         start = torch.empty(parts * tiles + 1, dtype=torch.int64)
         assignment = assignment.contiguous()
         total = _library().rapa_sort(
@@ -157,15 +161,18 @@ class _Work:
             ctypes.c_int64(patches),
             ctypes.c_int64(tiles),
             ctypes.c_int64(part),
+            _pointer(patch_offset),
+            ctypes.c_int64(image),
             _pointer(order),
+            _pointer(base),
             _pointer(start),
             torch.get_num_threads(),
         )
         problem = _Problem(
             batch, patches, tiles, len(lines), run, padded_out, image, parts, part,
-            lines.data_ptr(), patch_offset.data_ptr(), order.data_ptr(), start.data_ptr(),
+            lines.data_ptr(), order.data_ptr(), base.data_ptr(), start.data_ptr(),
         )  # fmt: skip
-        return cls(problem, geometry, padded_out, total == batch * patches, (lines, patch_offset, order, start))
+        return cls(problem, geometry, padded_out, total == batch * patches, (lines, order, base, start))
 
     def padded(self, x: Tensor) -> Tensor:
         """Images channels last with their padding, (B, image)."""
@@ -197,10 +204,15 @@ class _Work:
 
 
 def _part_images(batch: int, patches: int, tiles: int, image_numbers: int) -> int:
-    """Images of a part: few enough for the cache, enough to fill a tile's blocks, and several parts in a batch."""
-    cached = min(_CACHED_NUMBERS // image_numbers, -(-batch // 4))
-    filling = min(-(-_BLOCK * tiles // patches), -(-batch // 2))
-    return max(cached, filling, 1)
+    """Images of a part: few enough for the cache, enough to fill a tile's blocks, and parts for all threads."""
+    cached = _CACHED_NUMBERS // image_numbers
+    filling = -(-_BLOCK * tiles // patches)
+    return max(min(max(cached, filling), -(-batch // torch.get_num_threads())), 1)
+
+
+def fits(x: Tensor, geometry: Geometry) -> bool:
+    """Whether the padded images can be counted with the kernels' 32-bit offsets."""
+    return len(x) * max((_offsets(geometry, x.shape[1])[3]), geometry.patches) < 2**31
 
 
 @functools.lru_cache(maxsize=64)
@@ -214,7 +226,7 @@ def _offsets(geometry: Geometry, channels: int) -> tuple[Tensor, Tensor, int, in
     else:
         lines, run = (y[:, None] + torch.arange(kw) * dw * channels).reshape(-1), channels
     patches = (torch.arange(geometry.out_height) * sh * row)[:, None] + torch.arange(geometry.out_width) * sw * channels
-    return lines, patches.reshape(-1).contiguous(), run, geometry.padded_height * row + _vector_width()
+    return lines, patches.reshape(-1).to(torch.int32), run, geometry.padded_height * row + _vector_width()
 
 
 def _kernel_matrices(weight: Tensor, out: int) -> Tensor:

@@ -55,7 +55,7 @@ def _forward(
     geometry: Sequence[int],
 ) -> Tensor:
     shape = _geometry(geometry)
-    if reads is None and len(x) and in_c(x, weight, bias):
+    if reads is None and len(x) and in_c(x, weight, bias) and cpu.fits(x, shape):
         return cpu.forward(x, weight, bias, assignment, shape)
     return reference.forward(x, weight, bias, assignment, shape, reads)
 
@@ -85,7 +85,7 @@ def _backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     shape, flags = _geometry(geometry), (wanted[0], wanted[1], wanted[2])
-    if reads is None and len(x) and in_c(gradient, x, weight):
+    if reads is None and len(x) and in_c(gradient, x, weight) and cpu.fits(x, shape):
         gradients = cpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
     else:
         gradients = reference.backward(gradient, x, weight, assignment, shape, reads, wanted=flags)

@@ -34,27 +34,29 @@ typedef struct {
     int64_t image;                   /* numbers from one padded image to the next */
     int64_t parts, part_images;      /* parts of the batch, and images of a part */
     const int64_t *line_offset;      /* of each run from a patch's base (lines) */
-    const int64_t *patch_offset;     /* of each patch's base from its image (patches) */
     const int32_t *order;            /* patch numbers b patches + i, sorted */
+    const int32_t *base;             /* offset of each of these patches' base from the first image */
     const int64_t *start;            /* where in `order` each part's tile begins (parts tiles + 1) */
 } Problem;
 
 /* Numbers in a vector: output channels come in multiples of it, and images lie that far apart at least. */
 int64_t rapa_vector_width(void) { return WIDTH; }
 
-INLINE const float *base_of(const Problem *p, const float *x, int64_t patch) {
-    return x + patch / p->patches * p->image + p->patch_offset[patch % p->patches];
-}
-
 /* ---------------------------------------------------------------- assignments */
 
-/* Philox4x32-10 (Salmon et al. 2011): the same words as rapa_cli/philox.py. */
-INLINE void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
-    UNROLL for (int round = 0; round < 10; round++) {
-        const uint64_t p0 = (uint64_t)c[0] * 0xD2511F53u, p1 = (uint64_t)c[2] * 0xCD9E8D57u;
-        const uint32_t n0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
-        c[0] = n0, c[1] = (uint32_t)p1, c[2] = n2, c[3] = (uint32_t)p0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+/* Philox4x32-10 (Salmon et al. 2011) for blocks from `first` on, the same words as rapa_cli/philox.py: word i of block b
+   is words[4 b + i]. */
+static void philox(uint32_t *words, int64_t blocks, uint32_t first, uint32_t layer, uint32_t image, uint32_t draw,
+                   uint32_t key0, uint32_t key1) {
+    for (int64_t b = 0; b < blocks; b++) {
+        uint32_t c0 = first + (uint32_t)b, c1 = layer, c2 = image, c3 = draw, k0 = key0, k1 = key1;
+        UNROLL for (int round = 0; round < 10; round++) {
+            const uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
+            c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, c1 = (uint32_t)p1;
+            c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1, c3 = (uint32_t)p0;
+            k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+        }
+        words[4 * b] = c0, words[4 * b + 1] = c1, words[4 * b + 2] = c2, words[4 * b + 3] = c3;
     }
 }
 
@@ -80,13 +82,9 @@ int rapa_partition(uint32_t k0, uint32_t k1, uint32_t layer, const int64_t *imag
         for (int64_t b = 0; b < batch; b++) {
             if (failed) continue;
             const uint32_t image = (uint32_t)images[b], draw = (uint32_t)draws[b];
-            for (int64_t block = 0; block < words / 4; block++) {
-                uint32_t c[4] = {(uint32_t)block, layer, image, draw};
-                philox(c, k0, k1);
-                memcpy(hash + 4 * block, c, sizeof c);
-            }
-            uint32_t last[4] = {offset_block, layer, image, draw};
-            philox(last, k0, k1);
+            uint32_t last[4];
+            philox(hash, words / 4, 0, layer, image, draw, k0, k1);
+            philox(last, 1, offset_block, layer, image, draw, k0, k1);
             const int64_t offset = (int64_t)((uint64_t)last[0] * (uint64_t)tiles >> 32);
             /* By the leading bits, one hash to a bucket on average; then what is left to exchange. */
             memset(next, 0, sizeof(uint32_t) * (buckets + 1));
@@ -112,9 +110,11 @@ int rapa_partition(uint32_t k0, uint32_t k1, uint32_t layer, const int64_t *imag
 }
 
 /* Sorts patches by part, tile, image and number; start gets parts tiles + 1 places in `order`. A patch of tile -1 is left
-   out. Returns how many are not. */
+   out. `base` gets each patch's base, from patch_offset (patches), the bases in an image, and `image`, the distance of
+   images. Returns how many patches are not left out. */
 int64_t rapa_sort(const int64_t *assignment, int64_t batch, int64_t patches, int64_t tiles, int64_t part_images,
-                  int32_t *order, int64_t *start, int threads) {
+                  const int32_t *patch_offset, int64_t image, int32_t *order, int32_t *base, int64_t *start,
+                  int threads) {
     const int64_t parts = (batch + part_images - 1) / part_images;
     memset(start, 0, sizeof(int64_t) * (parts * tiles + 1));
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -130,11 +130,16 @@ int64_t rapa_sort(const int64_t *assignment, int64_t batch, int64_t patches, int
     /* Each place is moved on while it is filled, to where the next tile begins; then all are moved back by one. */
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t part = 0; part < parts; part++) {
-        const int64_t from = part * part_images * patches;
-        const int64_t to = (part + 1 < parts ? (part + 1) * part_images : batch) * patches;
+        const int64_t to = part + 1 < parts ? (part + 1) * part_images : batch;
         int64_t *next = start + part * tiles;
-        for (int64_t i = from; i < to; i++)
-            if (assignment[i] >= 0) order[next[assignment[i]]++] = (int32_t)i;
+        for (int64_t b = part * part_images; b < to; b++)
+            for (int64_t i = 0; i < patches; i++) {
+                const int64_t tile = assignment[b * patches + i];
+                if (tile < 0) continue;
+                const int64_t place = next[tile]++;
+                order[place] = (int32_t)(b * patches + i);
+                base[place] = (int32_t)(b * image) + patch_offset[i];
+            }
     }
     memmove(start + 1, start, sizeof(int64_t) * parts * tiles);
     start[0] = 0;
@@ -220,9 +225,8 @@ void rapa_forward(const Problem *p, const float *x, const float *kernel, const f
             const float *base[MOST];
             float *rows[MOST];
             for (int i = 0; i < m; i++) {
-                const int64_t patch = p->order[first + from + i];
-                base[i] = base_of(p, x, patch);
-                rows[i] = y + patch * p->out;
+                base[i] = x + p->base[first + from + i];
+                rows[i] = y + p->order[first + from + i] * p->out;
             }
             for (int64_t c = 0; c < p->out;) {
                 const float *w = kernel + tile * k * p->out + c, *v = bias ? bias + tile * p->out + c : NULL;
@@ -239,13 +243,14 @@ void rapa_forward(const Problem *p, const float *x, const float *kernel, const f
 /* ---------------------------------------------------------------- gradient of the kernels */
 
 INLINE void kernel_block(const Problem *p, const float *x, const float *g, int64_t first, int64_t last, int64_t offset,
-                         float *grad, const int m, const int n) {
+                         float *grad, const int fresh, const int m, const int n) {
     vec sum[MOST][2];
     UNROLL for (int i = 0; i < m; i++)
-        UNROLL for (int j = 0; j < n; j++) sum[i][j] = *(const vec *)(grad + i * p->out + j * WIDTH);
+        UNROLL for (int j = 0; j < n; j++)
+            sum[i][j] = fresh ? (vec){0} : *(const vec *)(grad + i * p->out + j * WIDTH);
+    x += offset;
     for (int64_t q = first; q < last; q++) {
-        const int64_t patch = p->order[q];
-        const float *s = base_of(p, x, patch) + offset, *e = g + patch * p->out;
+        const float *s = x + p->base[q], *e = g + p->order[q] * p->out;
         vec v[2];
         UNROLL for (int j = 0; j < n; j++) v[j] = *(const vec *)(e + j * WIDTH);
         UNROLL for (int i = 0; i < m; i++)
@@ -256,36 +261,44 @@ INLINE void kernel_block(const Problem *p, const float *x, const float *g, int64
 }
 
 static void kernel_1(const Problem *p, const float *x, const float *g, int64_t first, int64_t last, int64_t offset,
-                     float *grad, int m) {
-#define CALL(M) kernel_block(p, x, g, first, last, offset, grad, M, 1)
+                     float *grad, int fresh, int m) {
+#define CALL(M) kernel_block(p, x, g, first, last, offset, grad, fresh, M, 1)
     CASES(CALL)
 #undef CALL
 }
 
 static void kernel_2(const Problem *p, const float *x, const float *g, int64_t first, int64_t last, int64_t offset,
-                     float *grad, int m) {
-#define CALL(M) kernel_block(p, x, g, first, last, offset, grad, M, 2)
+                     float *grad, int fresh, int m) {
+#define CALL(M) kernel_block(p, x, g, first, last, offset, grad, fresh, M, 2)
     CASES(CALL)
 #undef CALL
 }
 
-/* grad[tile] = sum over its patches of patch g^T, bias_grad[tile] = sum of g (or NULL); g (.., out). */
-void rapa_kernel_gradient(const Problem *p, const float *x, const float *g, float *grad, float *bias_grad, int threads) {
+/* grad[tile] = sum over its patches of patch g^T, bias_grad[tile] = sum of g (or NULL); g (.., out). Returns 0, or 1 where
+   there is no memory. */
+int rapa_kernel_gradient(const Problem *p, const float *x, const float *g, float *grad, float *bias_grad, int threads) {
     const int64_t k = p->lines * p->run, per_line = (p->run + MOST - 1) / MOST;
     const int64_t units = p->tiles * p->lines * per_line;
+    /* The first part in which each tile has a patch: it begins the tile's sums, so that no zeros are written before. */
+    int64_t *begins = malloc(sizeof(int64_t) * p->tiles);
+    if (!begins) return 1;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < p->tiles; tile++) {
-            memset(grad + tile * k * p->out, 0, sizeof(float) * k * p->out);
+            int64_t part = 0;
+            while (part < p->parts && p->start[part * p->tiles + tile] == p->start[part * p->tiles + tile + 1]) part++;
+            begins[tile] = part;
+            if (part == p->parts) memset(grad + tile * k * p->out, 0, sizeof(float) * k * p->out);
             if (!bias_grad) continue;
             float *sum = bias_grad + tile * p->out;
             memset(sum, 0, sizeof(float) * p->out);
-            for (int64_t part = 0; part < p->parts; part++)
+            for (; part < p->parts; part++)
                 for (int64_t q = p->start[part * p->tiles + tile]; q < p->start[part * p->tiles + tile + 1]; q++)
                     for (int64_t c = 0; c < p->out; c++) sum[c] += g[p->order[q] * p->out + c];
         }
         for (int64_t part = 0; part < p->parts; part++) {
+            /* Each thread keeps the same units in every part, so that none waits for another. */
 #pragma omp for schedule(static) nowait
             for (int64_t unit = 0; unit < units; unit++) {
                 const int64_t tile = unit / (p->lines * per_line), rest = unit % (p->lines * per_line);
@@ -297,12 +310,15 @@ void rapa_kernel_gradient(const Problem *p, const float *x, const float *g, floa
                 for (int64_t c = 0; c < p->out;) {
                     const int two = p->out - c >= 2 * WIDTH;
                     (two ? kernel_2 : kernel_1)(p, x, g + c, p->start[group], p->start[group + 1],
-                                                p->line_offset[line] + from, target + c, (int)(to - from));
+                                                p->line_offset[line] + from, target + c, part == begins[tile],
+                                                (int)(to - from));
                     c += two ? 2 * WIDTH : WIDTH;
                 }
             }
         }
     }
+    free(begins);
+    return 0;
 }
 
 /* ---------------------------------------------------------------- gradient of the images */
@@ -337,36 +353,49 @@ static void image_2(float **target, const float **g, const float *w, int64_t out
 #undef CALL
 }
 
-/* Numbers of scratch that the gradient of the images needs. */
-int64_t rapa_scratch(const Problem *p) {
-    const int64_t padded = (p->run + WIDTH - 1) / WIDTH * WIDTH;
-    return p->tiles * p->lines * padded * p->out;
+/* Kernel matrices transposed: each of `rows` lines (run, out) becomes (out, padded), filled with zeros. */
+static void transpose(const float *kernel, float *to, int64_t rows, int64_t run, int64_t padded, int64_t out) {
+    for (int64_t row = 0; row < rows; row++, kernel += run * out, to += padded * out)
+        for (int64_t c = 0; c < out; c++) {
+            for (int64_t r = 0; r < run; r++) to[c * padded + r] = kernel[r * out + c];
+            for (int64_t r = run; r < padded; r++) to[c * padded + r] = 0;
+        }
 }
 
-/* grad += kernel[tile] g for every patch, grad (batch, image), zeros before. `scratch` takes the kernels transposed, the
-   runs filled with zeros to a multiple of WIDTH; these zeros are added to numbers up to WIDTH behind a run, so that the
-   images must be that far apart. */
-void rapa_image_gradient(const Problem *p, const float *kernel, const float *g, float *grad, float *scratch, int threads) {
-    const int64_t padded = (p->run + WIDTH - 1) / WIDTH * WIDTH;
+/* grad += kernel[tile] g for every patch, grad (batch, image), zeros before. The zeros that fill up a line are added to
+   numbers up to WIDTH behind a run, so that images must be that far apart. Where the kernel matrices are more than a
+   cache holds, each is transposed just before it is used, otherwise all of them once. Returns 0, or 1 where there is no
+   memory. */
+int rapa_image_gradient(const Problem *p, const float *kernel, const float *g, float *grad, int64_t cached, int threads) {
+    const int64_t padded = (p->run + WIDTH - 1) / WIDTH * WIDTH, matrix = p->lines * padded * p->out;
+    const int64_t plain = p->lines * p->run * p->out;
+    const int at_once = p->tiles * matrix <= cached;
+    float *all = at_once ? malloc(sizeof(float) * p->tiles * matrix) : NULL;
+    int failed = at_once && !all;
 #pragma omp parallel num_threads(threads)
     {
+        float *own = at_once ? NULL : malloc(sizeof(float) * matrix);
+        if (!at_once && !own) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        if (at_once && !failed) {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < p->tiles * p->lines; row++) {
-            const float *from = kernel + row * p->run * p->out;
-            float *to = scratch + row * padded * p->out;
-            for (int64_t c = 0; c < p->out; c++) {
-                for (int64_t r = 0; r < p->run; r++) to[c * padded + r] = from[r * p->out + c];
-                for (int64_t r = p->run; r < padded; r++) to[c * padded + r] = 0;
-            }
+            for (int64_t tile = 0; tile < p->tiles; tile++)
+                transpose(kernel + tile * plain, all + tile * matrix, p->lines, p->run, padded, p->out);
         }
 #pragma omp for schedule(dynamic)
         for (int64_t part = 0; part < p->parts; part++)
-            for (int64_t tile = 0; tile < p->tiles; tile++) {
+            for (int64_t tile = 0; tile < p->tiles && !failed; tile++) {
                 const int64_t group = part * p->tiles + tile, first = p->start[group];
                 const int64_t count = p->start[group + 1] - first, blocks = (count + MOST - 1) / MOST;
+                if (!count) continue;
+                if (own) transpose(kernel + tile * plain, own, p->lines, p->run, padded, p->out);
+                const float *turned = own ? own : all + tile * matrix;
                 for (int64_t line = 0; line < p->lines; line++)
                     for (int64_t r = 0; r < padded;) {
-                        const float *w = scratch + (tile * p->lines + line) * padded * p->out + r;
+                        const float *w = turned + line * padded * p->out + r;
                         const int two = padded - r >= 2 * WIDTH;
                         for (int64_t b = 0, from = 0; b < blocks; b++) {
                             const int64_t to = count * (b + 1) / blocks;
@@ -374,9 +403,8 @@ void rapa_image_gradient(const Problem *p, const float *kernel, const float *g, 
                             float *target[MOST];
                             const float *e[MOST];
                             for (int i = 0; i < m; i++) {
-                                const int64_t patch = p->order[first + from + i];
-                                target[i] = (float *)base_of(p, grad, patch) + p->line_offset[line] + r;
-                                e[i] = g + patch * p->out;
+                                target[i] = grad + p->base[first + from + i] + p->line_offset[line] + r;
+                                e[i] = g + p->order[first + from + i] * p->out;
                             }
                             (two ? image_2 : image_1)(target, e, w, p->out, padded, m);
                             from = to;
@@ -384,5 +412,8 @@ void rapa_image_gradient(const Problem *p, const float *kernel, const float *g, 
                         r += two ? 2 * WIDTH : WIDTH;
                     }
             }
+        free(own);
     }
+    free(all);
+    return failed;
 }
