@@ -188,7 +188,7 @@ def _store(folder: Path, name: str, contents: Contents) -> DataSet:
 
 def _embedded(home: Path, progress: Progress) -> DataSet:
     """`shapes` from the store, or drawn and put there; where no folder can be written it stays in memory."""
-    places = list(dict.fromkeys([home, _users_own()]))
+    places = [place for place in dict.fromkeys([home, _users_own()]) if place == home or not _writable(home)]
     for place in places:
         # A copy that is damaged or of another version is drawn anew.
         with contextlib.suppress(FileError):
@@ -197,9 +197,8 @@ def _embedded(home: Path, progress: Progress) -> DataSet:
                 return found
     train, test = shapes.draw_splits(progress=progress)
     for place in places:
-        if _writable(place):
-            with contextlib.suppress(FileError):
-                return store.write(place / EMBEDDED, EMBEDDED, shapes.CLASSES, train, test, shapes.source())
+        with contextlib.suppress(FileError):
+            return store.write(place / EMBEDDED, EMBEDDED, shapes.CLASSES, train, test, shapes.source())
     return DataSet(EMBEDDED, shapes.CLASSES, train, test, *store.constants(train.images), source=shapes.source())
 
 

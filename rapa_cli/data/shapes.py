@@ -8,7 +8,9 @@ it hard is pose, clutter, overlap and light; every label is right.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ CLASSES = tuple(OUTLINES)
 SIDE = 32
 TRAIN, TEST = 10_000, 2_000
 SEED = 0
-VERSION = 1
+VERSION = 2
 """Raised whenever the drawing changes, so that a copy in the store is drawn anew."""
 
 _CHUNK = 250
@@ -47,14 +49,15 @@ def draw_splits(
         progress: called after each chunk.
     """
     parts: list[Split] = []
-    for stream, count, before in ((Stream.TRAIN, train, 0), (Stream.TEST, test, train)):
-        images = torch.empty((count, 3, SIDE, SIDE), dtype=torch.uint8)
-        numbers = torch.arange(count)
-        for start in range(0, count, _CHUNK):
-            chosen = numbers[start : start + _CHUNK]
-            images[start : start + len(chosen)] = draw(chosen, seed=seed, stream=stream)
-            progress("drawing shapes", before + start + len(chosen), train + test)
-        parts.append(Split(images, numbers % len(CLASSES)))
+    with _one_thread():
+        for stream, count, before in ((Stream.TRAIN, train, 0), (Stream.TEST, test, train)):
+            images = torch.empty((count, 3, SIDE, SIDE), dtype=torch.uint8)
+            numbers = torch.arange(count)
+            for start in range(0, count, _CHUNK):
+                chosen = numbers[start : start + _CHUNK]
+                images[start : start + len(chosen)] = draw(chosen, seed=seed, stream=stream)
+                progress("drawing shapes", before + start + len(chosen), train + test)
+            parts.append(Split(images, numbers % len(CLASSES)))
     return parts[0], parts[1]
 
 
@@ -83,6 +86,17 @@ def draw(numbers: Tensor, *, seed: int = SEED, stream: Stream = Stream.TRAIN) ->
         choices, words(Purpose.DATA, seed, images=numbers, count=768, layer=_GRAIN, stream=stream)
     )
     return (picture.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads gain nothing on steps this small, and wait for each other where other programs run beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Choices:

@@ -65,11 +65,33 @@ def test_damaged_or_old_shapes_are_drawn_anew(home: Path, monkeypatch: pytest.Mo
 
 
 def test_shapes_need_no_folder_that_can_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "_writable", lambda _folder: False)
+    def full(*_arguments: Any) -> None:
+        raise FileError("the disk is full")
+
+    monkeypatch.setattr(store, "write", full)
     data = open_data("shapes", home)
     assert data.shape == (3, 32, 32)
     assert data.mean.shape == (3,)
-    assert list(home.iterdir()) == []
+    with pytest.raises(FileError, match="the disk is full"):
+        get("shapes", data_dir=home)
+
+
+def test_shapes_of_the_users_own_folder_count_where_the_other_cannot_be_written(
+    home: Path, own_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = store.write
+
+    def elsewhere(folder: Path, *arguments: Any) -> Any:
+        if folder.parent == home:
+            raise FileError("no permission")
+        return original(folder, *arguments)
+
+    monkeypatch.setattr(store, "write", elsewhere)
+    monkeypatch.setattr(catalog, "_writable", lambda folder: folder != home)
+    open_data("shapes", home)
+    assert store.exists(own_data / "shapes")
+    monkeypatch.setattr(shapes, "draw_splits", None)
+    assert len(open_data("shapes", home).train) == 40
 
 
 def test_shapes_take_no_source(home: Path) -> None:

@@ -32,6 +32,20 @@ def test_an_image_depends_on_its_number_alone() -> None:
     assert torch.equal(shapes.draw_splits(train=40, test=10)[0].images, together)
 
 
+def test_another_drawing_has_another_version() -> None:
+    brightness = shapes.draw(torch.arange(10)).float().mean((1, 2, 3))
+    known = torch.tensor([161.88, 122.06, 123.65, 133.47, 169.87, 133.03, 114.01, 62.42, 136.15, 63.94])
+    # Where this fails, the drawing has changed: raise VERSION, or copies in the store stay as they were.
+    assert shapes.VERSION == 2
+    torch.testing.assert_close(brightness, known, rtol=0, atol=0.05)
+
+
+def test_drawing_leaves_the_number_of_threads_alone() -> None:
+    before = torch.get_num_threads()
+    shapes.draw_splits(train=10, test=10)
+    assert torch.get_num_threads() == before
+
+
 def test_seeds_and_splits_differ() -> None:
     numbers = torch.arange(20)
     first = shapes.draw(numbers)
