@@ -82,7 +82,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, 
         _pointer(y),
         torch.get_num_threads(),
     )
-    return y.view(-1, geometry.out_height, geometry.out_width, work.out)[..., :out].permute(0, 3, 1, 2)
+    images = y.view(-1, geometry.out_height, geometry.out_width, work.out)
+    return images[..., :out].contiguous().permute(0, 3, 1, 2)
 
 
 def backward(

@@ -22,6 +22,9 @@
 #define MOST 6
 #endif
 
+/* Patches whose gradients and input rows stay in a first-level cache while a tile's kernel matrix is gone through. */
+#define CHUNK 96
+
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -274,11 +277,26 @@ static void kernel_2(const Problem *p, const float *x, const float *g, int64_t f
 #undef CALL
 }
 
+/* sum += rows of g. */
+static void add_rows(const Problem *p, const float *g, int64_t first, int64_t last, float *sum) {
+    for (int64_t c = 0; c < p->out; c += WIDTH) {
+        vec total = *(const vec *)(sum + c);
+        for (int64_t q = first; q < last; q++) total += *(const vec *)(g + p->order[q] * p->out + c);
+        *(vec *)(sum + c) = total;
+    }
+}
+
+/* Rows lie in an order that no processor foresees: asks for the next ones while the present ones are worked on. */
+INLINE void fetch(const Problem *p, const float *g, int64_t first, int64_t last) {
+    for (int64_t q = first; q < last; q++)
+        for (int64_t c = 0; c < p->out; c += 16) __builtin_prefetch(g + p->order[q] * p->out + c);
+}
+
 /* grad[tile] = sum over its patches of patch g^T, bias_grad[tile] = sum of g (or NULL); g (.., out). Returns 0, or 1 where
    there is no memory. */
 int rapa_kernel_gradient(const Problem *p, const float *x, const float *g, float *grad, float *bias_grad, int threads) {
     const int64_t k = p->lines * p->run, per_line = (p->run + MOST - 1) / MOST;
-    const int64_t units = p->tiles * p->lines * per_line;
+    const int64_t per_tile = p->lines * per_line, units = p->tiles * per_tile;
     /* The first part in which each tile has a patch: it begins the tile's sums, so that no zeros are written before. */
     int64_t *begins = malloc(sizeof(int64_t) * p->tiles);
     if (!begins) return 1;
@@ -290,31 +308,36 @@ int rapa_kernel_gradient(const Problem *p, const float *x, const float *g, float
             while (part < p->parts && p->start[part * p->tiles + tile] == p->start[part * p->tiles + tile + 1]) part++;
             begins[tile] = part;
             if (part == p->parts) memset(grad + tile * k * p->out, 0, sizeof(float) * k * p->out);
-            if (!bias_grad) continue;
-            float *sum = bias_grad + tile * p->out;
-            memset(sum, 0, sizeof(float) * p->out);
-            for (; part < p->parts; part++)
-                for (int64_t q = p->start[part * p->tiles + tile]; q < p->start[part * p->tiles + tile + 1]; q++)
-                    for (int64_t c = 0; c < p->out; c++) sum[c] += g[p->order[q] * p->out + c];
+            if (bias_grad) memset(bias_grad + tile * p->out, 0, sizeof(float) * p->out);
         }
-        for (int64_t part = 0; part < p->parts; part++) {
-            /* Each thread keeps the same units in every part, so that none waits for another. */
-#pragma omp for schedule(static) nowait
-            for (int64_t unit = 0; unit < units; unit++) {
-                const int64_t tile = unit / (p->lines * per_line), rest = unit % (p->lines * per_line);
-                const int64_t line = rest / per_line, piece = rest % per_line;
-                const int64_t from = p->run * piece / per_line, to = p->run * (piece + 1) / per_line;
-                const int64_t group = part * p->tiles + tile;
-                if (p->start[group] == p->start[group + 1]) continue;
-                float *target = grad + (tile * k + line * p->run + from) * p->out;
-                for (int64_t c = 0; c < p->out;) {
-                    const int two = p->out - c >= 2 * WIDTH;
-                    (two ? kernel_2 : kernel_1)(p, x, g + c, p->start[group], p->start[group + 1],
-                                                p->line_offset[line] + from, target + c, part == begins[tile],
-                                                (int)(to - from));
-                    c += two ? 2 * WIDTH : WIDTH;
+        /* Each thread keeps the same units of a kernel matrix in every part, so that none waits for another. */
+#pragma omp for schedule(static)
+        for (int t = 0; t < threads; t++) {
+            const int64_t first_unit = units * t / threads, last_unit = units * (t + 1) / threads;
+            for (int64_t part = 0; part < p->parts; part++)
+                for (int64_t tile = first_unit / per_tile; tile * per_tile < last_unit; tile++) {
+                    const int64_t begin = p->start[part * p->tiles + tile], end = p->start[part * p->tiles + tile + 1];
+                    const int64_t low = tile * per_tile > first_unit ? tile * per_tile : first_unit;
+                    const int64_t high = (tile + 1) * per_tile < last_unit ? (tile + 1) * per_tile : last_unit;
+                    for (int64_t q = begin; q < end; q += CHUNK) {
+                        fetch(p, g, q + CHUNK, q + 2 * CHUNK < end ? q + 2 * CHUNK : end);
+                        if (bias_grad && low == tile * per_tile)
+                            add_rows(p, g, q, q + CHUNK < end ? q + CHUNK : end, bias_grad + tile * p->out);
+                        for (int64_t unit = low; unit < high; unit++) {
+                            const int64_t line = unit % per_tile / per_line, piece = unit % per_line;
+                            const int64_t from = p->run * piece / per_line, to = p->run * (piece + 1) / per_line;
+                            const int64_t stop = q + CHUNK < end ? q + CHUNK : end;
+                            const int fresh = part == begins[tile] && q == begin;
+                            float *target = grad + (tile * k + line * p->run + from) * p->out;
+                            for (int64_t c = 0; c < p->out;) {
+                                const int two = p->out - c >= 2 * WIDTH;
+                                (two ? kernel_2 : kernel_1)(p, x, g + c, q, stop, p->line_offset[line] + from,
+                                                            target + c, fresh, (int)(to - from));
+                                c += two ? 2 * WIDTH : WIDTH;
+                            }
+                        }
+                    }
                 }
-            }
         }
     }
     free(begins);
@@ -389,28 +412,30 @@ int rapa_image_gradient(const Problem *p, const float *kernel, const float *g, f
         for (int64_t part = 0; part < p->parts; part++)
             for (int64_t tile = 0; tile < p->tiles && !failed; tile++) {
                 const int64_t group = part * p->tiles + tile, first = p->start[group];
-                const int64_t count = p->start[group + 1] - first, blocks = (count + MOST - 1) / MOST;
+                const int64_t count = p->start[group + 1] - first;
                 if (!count) continue;
                 if (own) transpose(kernel + tile * plain, own, p->lines, p->run, padded, p->out);
                 const float *turned = own ? own : all + tile * matrix;
-                for (int64_t line = 0; line < p->lines; line++)
-                    for (int64_t r = 0; r < padded;) {
-                        const float *w = turned + line * padded * p->out + r;
-                        const int two = padded - r >= 2 * WIDTH;
-                        for (int64_t b = 0, from = 0; b < blocks; b++) {
-                            const int64_t to = count * (b + 1) / blocks;
-                            const int m = (int)(to - from);
-                            float *target[MOST];
-                            const float *e[MOST];
-                            for (int i = 0; i < m; i++) {
-                                target[i] = grad + p->base[first + from + i] + p->line_offset[line] + r;
-                                e[i] = g + p->order[first + from + i] * p->out;
+                for (int64_t q = first; q < first + count; q += CHUNK) {
+                    const int64_t size = first + count - q < CHUNK ? first + count - q : CHUNK;
+                    const int64_t blocks = (size + MOST - 1) / MOST;
+                    for (int64_t line = 0; line < p->lines; line++)
+                        for (int64_t r = 0; r < padded;) {
+                            const float *w = turned + line * padded * p->out + r;
+                            const int two = padded - r >= 2 * WIDTH;
+                            for (int64_t b = 0; b < blocks; b++) {
+                                const int64_t from = size * b / blocks, to = size * (b + 1) / blocks;
+                                float *target[MOST];
+                                const float *e[MOST];
+                                for (int64_t i = from; i < to; i++) {
+                                    target[i - from] = grad + p->base[q + i] + p->line_offset[line] + r;
+                                    e[i - from] = g + p->order[q + i] * p->out;
+                                }
+                                (two ? image_2 : image_1)(target, e, w, p->out, padded, (int)(to - from));
                             }
-                            (two ? image_2 : image_1)(target, e, w, p->out, padded, m);
-                            from = to;
+                            r += two ? 2 * WIDTH : WIDTH;
                         }
-                        r += two ? 2 * WIDTH : WIDTH;
-                    }
+                }
             }
         free(own);
     }
