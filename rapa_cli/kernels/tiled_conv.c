@@ -23,7 +23,7 @@
 #endif
 
 /* Patches whose gradients and input rows stay in a first-level cache while a tile's kernel matrix is gone through. */
-#define CHUNK 96
+#define CHUNK 48
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
@@ -346,12 +346,13 @@ int rapa_kernel_gradient(const Problem *p, const float *x, const float *g, float
 
 /* ---------------------------------------------------------------- gradient of the images */
 
-INLINE void image_block(float **target, const float **g, const float *w, int64_t out, int64_t width, const int m,
-                        const int n) {
+/* A run of up to MOST patches: target += w^T g, w (out, padded). */
+INLINE void image_block(float *const *target, const float *const *g, const float *w, int64_t out, int64_t padded,
+                        const int m, const int n) {
     vec sum[MOST][2];
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int j = 0; j < n; j++) sum[i][j] = (vec){0};
-    for (int64_t c = 0; c < out; c++, w += width) {
+    for (int64_t c = 0; c < out; c++, w += padded) {
         vec k[2];
         UNROLL for (int j = 0; j < n; j++) k[j] = *(const vec *)(w + j * WIDTH);
         UNROLL for (int i = 0; i < m; i++) {
@@ -359,19 +360,22 @@ INLINE void image_block(float **target, const float **g, const float *w, int64_t
             UNROLL for (int j = 0; j < n; j++) sum[i][j] += s * k[j];
         }
     }
-    /* One patch after the other: patches of a block overlap. */
+    /* One patch after the other: patches of a block may overlap. */
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int j = 0; j < n; j++) *(vec *)(target[i] + j * WIDTH) += sum[i][j];
 }
 
-static void image_1(float **target, const float **g, const float *w, int64_t out, int64_t width, int m) {
-#define CALL(M) image_block(target, g, w, out, width, M, 1)
-    CASES(CALL)
-#undef CALL
+INLINE void image_run(float **target, const float *const *g, const float *w, int64_t out, int64_t padded, const int m) {
+    int64_t r = 0;
+    for (; r + 2 * WIDTH <= padded; r += 2 * WIDTH) {
+        image_block(target, g, w + r, out, padded, m, 2);
+        UNROLL for (int i = 0; i < m; i++) target[i] += 2 * WIDTH;
+    }
+    if (r < padded) image_block(target, g, w + r, out, padded, m, 1);
 }
 
-static void image_2(float **target, const float **g, const float *w, int64_t out, int64_t width, int m) {
-#define CALL(M) image_block(target, g, w, out, width, M, 2)
+static void image_runs(float **target, const float *const *g, const float *w, int64_t out, int64_t padded, int m) {
+#define CALL(M) image_run(target, g, w, out, padded, M)
     CASES(CALL)
 #undef CALL
 }
@@ -420,20 +424,15 @@ int rapa_image_gradient(const Problem *p, const float *kernel, const float *g, f
                     const int64_t size = first + count - q < CHUNK ? first + count - q : CHUNK;
                     const int64_t blocks = (size + MOST - 1) / MOST;
                     for (int64_t line = 0; line < p->lines; line++)
-                        for (int64_t r = 0; r < padded;) {
-                            const float *w = turned + line * padded * p->out + r;
-                            const int two = padded - r >= 2 * WIDTH;
-                            for (int64_t b = 0; b < blocks; b++) {
-                                const int64_t from = size * b / blocks, to = size * (b + 1) / blocks;
-                                float *target[MOST];
-                                const float *e[MOST];
-                                for (int64_t i = from; i < to; i++) {
-                                    target[i - from] = grad + p->base[q + i] + p->line_offset[line] + r;
-                                    e[i - from] = g + p->order[q + i] * p->out;
-                                }
-                                (two ? image_2 : image_1)(target, e, w, p->out, padded, (int)(to - from));
+                        for (int64_t b = 0; b < blocks; b++) {
+                            const int64_t from = size * b / blocks, to = size * (b + 1) / blocks;
+                            float *target[MOST];
+                            const float *e[MOST];
+                            for (int64_t i = from; i < to; i++) {
+                                target[i - from] = grad + p->base[q + i] + p->line_offset[line];
+                                e[i - from] = g + p->order[q + i] * p->out;
                             }
-                            r += two ? 2 * WIDTH : WIDTH;
+                            image_runs(target, e, turned + line * padded * p->out, p->out, padded, (int)(to - from));
                         }
                 }
             }
