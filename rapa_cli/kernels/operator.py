@@ -5,7 +5,7 @@ On a CPU in float32 the C kernels serve where they could be compiled, everywhere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +56,10 @@ def _forward(
 ) -> Tensor:
     shape = _geometry(geometry)
     if reads is None and len(x) and in_c(x, weight, bias) and cpu.fits(x, shape):
-        return cpu.forward(x, weight, bias, assignment, shape)
-    return reference.forward(x, weight, bias, assignment, shape, reads)
+        output = cpu.forward(x, weight, bias, assignment, shape)
+    else:
+        output = reference.forward(x, weight, bias, assignment, shape, reads)
+    return _as_images(output)
 
 
 @_forward.register_fake
@@ -89,7 +91,8 @@ def _backward(
         gradients = cpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
     else:
         gradients = reference.backward(gradient, x, weight, assignment, shape, reads, wanted=flags)
-    return [part for part in gradients if part is not None]
+    layouts: tuple[Callable[[Tensor], Tensor], ...] = (_as_images, _as_matrices, Tensor.contiguous)
+    return [layout(part) for layout, part in zip(layouts, gradients, strict=True) if part is not None]
 
 
 @_backward.register_fake
@@ -110,6 +113,16 @@ def _(
         weight.new_empty(tiles, out),
     )
     return [part for part, flag in zip(parts, wanted, strict=True) if flag]
+
+
+def _as_images(images: Tensor) -> Tensor:
+    """Channels last and dense in memory, as the operator says of its results before they are computed."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _as_matrices(weight: Tensor) -> Tensor:
+    """Each tile a dense matrix (kh kw in, out), likewise."""
+    return weight.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
