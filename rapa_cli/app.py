@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from rapa_cli import __version__
-from rapa_cli.commands import attack, data, demo, doctor, evaluate, inspect, reduce, train, vote
+from rapa_cli.commands import attack, bench, data, demo, doctor, evaluate, inspect, reduce, train, vote
 from rapa_cli.errors import FileError, Interrupted, RapaError, suggestion
 
 INTERRUPTED = 130
@@ -56,6 +56,7 @@ for _command in (
     evaluate.evaluate,
     vote.vote,
     attack.attack,
+    bench.bench,
     reduce.reduce,
     inspect.inspect,
     doctor.doctor,

@@ -23,7 +23,8 @@ from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import partition_in_torch
 from rapa_cli.training.schedule import optimizer
 
-_SHAPE, _CLASSES = (3, 32, 32), 10
+SHAPE = (3, 32, 32)
+_CLASSES = 10
 # A contender whose round takes longer is left out of further rounds.
 _PATIENCE_SECONDS = 2.0
 
@@ -41,7 +42,7 @@ class Row:
         contender: its name.
         milliseconds: median.
         ratio: median over the rounds of its time to that of the ordinary one.
-        megabytes: most memory in use during a step beyond what was in use before, or None if not measured.
+        megabytes: most memory in use during a step beyond what was in use before it.
     """
 
     what: str
@@ -50,16 +51,21 @@ class Row:
     contender: str
     milliseconds: float
     ratio: float
-    megabytes: float | None
+    megabytes: float
 
 
-def layers(tiles: Sequence[int], batch: int, *, rounds: int, network: str = "full") -> list[Row]:
-    """Forward and backward of a network's convolutions alone, the drawing of assignments counted in.
+def definition() -> config.Network:
+    """The network whose layers are measured."""
+    return config.load_network("full")
+
+
+def layers(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
+    """Forward and backward of the convolutions of `full` alone, the drawing of assignments counted in.
 
     The ordinary ones run in both memory formats, and each round counts the faster. Masked copies convolve with every
     tile's kernel and mask; gather and product is the reference in torch.
     """
-    sizes = _sizes(network)
+    sizes = _sizes()
     ordinary = [nn.Conv2d(c, out, k, padding=p) for c, out, k, p, _ in sizes]
     contenders: dict[str, Step] = {
         "conv NCHW": _together(ordinary, sizes, batch, torch.contiguous_format),
@@ -72,19 +78,19 @@ def layers(tiles: Sequence[int], batch: int, *, rounds: int, network: str = "ful
     return _rows("layers", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds)
 
 
-def training_step(tiles: Sequence[int], batch: int, *, rounds: int, network: str = "full") -> list[Row]:
-    """The whole training step of a network on random images, ordinary and tiled, and a plain loop in torch."""
+def training_step(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
+    """The whole training step of `full` on random images, ordinary and tiled, and a plain loop in torch."""
     contenders = {
-        "none": _step_of(network, "none", None, batch),
-        "random": _step_of(network, "random", tuple(tiles), batch),
-        "plain torch": _plain_step(batch) if network == "full" else _step_of(network, "none", None, batch),
+        "none": _step_of("none", None, batch),
+        "random": _step_of("random", tuple(tiles), batch),
+        "plain torch": _plain_step(batch),
     }
     return _rows("training step", tuple(tiles), batch, contenders, ("none",), rounds)
 
 
-def weight_traffic(tiles: Sequence[int], *, rounds: int, network: str = "full") -> float:
+def weight_traffic(tiles: Sequence[int], *, rounds: int) -> float:
     """Milliseconds that it takes to read all kernel matrices and write as many gradients, median."""
-    numbers = sum(t * out * c * k * k for t, (c, out, k, _, _) in zip(tiles, _sizes(network), strict=True))
+    numbers = sum(t * out * c * k * k for t, (c, out, k, _, _) in zip(tiles, _sizes(), strict=True))
     source, target = torch.ones(numbers), torch.ones(numbers)
     times = []
     for _ in range(rounds):
@@ -138,18 +144,18 @@ def _rows(
             name,
             1e3 * statistics.median(times[name]),
             statistics.median(ratios[name]),
-            peak_megabytes(step) if torch.get_default_device().type == "cpu" else None,
+            peak_megabytes(step),
         )
         for name, step in contenders.items()
     ]
 
 
-def _sizes(network: str) -> list[tuple[int, int, int, int, int]]:
+def _sizes() -> list[tuple[int, int, int, int, int]]:
     """Channels in, channels out, kernel, padding and side of each convolution; they are square with stride 1."""
-    definition = config.load_network(network)
-    convolutions = [layer for layer in definition.layers if isinstance(layer, config.Conv)]
-    sides = [round(count**0.5) for count in patches_per_layer(definition, _SHAPE)]
-    inputs = [_SHAPE[0], *(layer.channels for layer in convolutions[:-1])]
+    full = definition()
+    convolutions = [layer for layer in full.layers if isinstance(layer, config.Conv)]
+    sides = [round(count**0.5) for count in patches_per_layer(full, SHAPE)]
+    inputs = [SHAPE[0], *(layer.channels for layer in convolutions[:-1])]
     return [
         (channels, layer.channels, layer.kernel, layer.padding, side)
         for channels, layer, side in zip(inputs, convolutions, sides, strict=True)
@@ -242,11 +248,10 @@ class _Masked(TiledConv2d):
         return torch.stack(list(outputs)).sum(0)
 
 
-def _step_of(network: str, scheme: str, tiles: tuple[int, ...] | None, batch: int) -> Step:
-    definition = resolve(config.load_network(network), _SHAPE, scheme=scheme, tiles=tiles)
-    model = build(definition, _SHAPE, _CLASSES)
+def _step_of(scheme: str, tiles: tuple[int, ...] | None, batch: int) -> Step:
+    model = build(resolve(definition(), SHAPE, scheme=scheme, tiles=tiles), SHAPE, _CLASSES)
     sgd = optimizer(model, config.load_recipe("short", scheme))
-    x = torch.rand(batch, *_SHAPE).contiguous(memory_format=torch.channels_last)
+    x = torch.rand(batch, *SHAPE).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(_CLASSES, (batch,))
     ids = torch.arange(batch)
 
@@ -278,7 +283,7 @@ def _plain_step(batch: int) -> Step:
         nn.Linear(64 * 4 * 4, _CLASSES),
     )
     sgd = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9, weight_decay=1e-4)
-    x, labels = torch.rand(batch, *_SHAPE), torch.randint(_CLASSES, (batch,))
+    x, labels = torch.rand(batch, *SHAPE), torch.randint(_CLASSES, (batch,))
 
     def step(number: int) -> None:
         loss = F.cross_entropy(model(x), labels)

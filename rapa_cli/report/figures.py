@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rapa_cli.files import atomic, make_folder
+
+if TYPE_CHECKING:
+    from rapa_cli.analysis.benchmark import Row
 
 _TRAIN, _TEST = "#4477aa", "#cc3311"
 
@@ -33,6 +36,37 @@ def learning_curve(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    return figure
+
+
+def cost_against_tiles(rows: Sequence[Row]) -> Figure:
+    """Time of forward and backward, relative to ordinary convolutions, against the tiles of the first layer."""
+    batches = sorted({row.batch for row in rows if row.what == "layers"})
+    figure = _figure(4.2 * len(batches), 3.6)
+    for number, batch in enumerate(batches, 1):
+        axes = figure.add_subplot(1, len(batches), number)
+        chosen = [row for row in rows if row.what == "layers" and row.batch == batch]
+        for contender in dict.fromkeys(row.contender for row in chosen):
+            points = sorted((row.tiles[0], row.ratio) for row in chosen if row.contender == contender)
+            ours = contender == "ours"
+            axes.plot(
+                [tiles for tiles, _ in points],
+                [ratio for _, ratio in points],
+                marker="o",
+                markersize=3,
+                linewidth=2 if ours else 1,
+                zorder=3 if ours else 2,
+                label=contender,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(title=f"batch {batch}", xlabel="tiles of the first layer")
+        axes.grid(alpha=0.3, which="both")
+        if number == 1:
+            axes.set_ylabel("time relative to nn.Conv2d")
+            axes.legend(frameon=False, fontsize=8)
     return figure
 
 

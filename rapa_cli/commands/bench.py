@@ -1,0 +1,127 @@
+"""`rapa bench`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rapa_cli import console
+from rapa_cli.commands import options
+
+if TYPE_CHECKING:
+    from rapa_cli.analysis.benchmark import Row
+
+_TILES = ("1,1,1", "4,1,1", "16,4,1", "64,16,4", "128,32,8", "256,64,16", "1024,256,64")
+
+
+def bench(
+    tiles: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N,N,...", show_default=False, help="Tiles of the three layers of `full`; may be given repeatedly."
+        ),
+    ] = None,
+    batch: Annotated[str, typer.Option("--batch-size", metavar="LIST", help="Images of a step.")] = "10,100",
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each contender has its turn.")] = 15,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default=False, help="Folder for bench.png and bench.svg.")
+    ] = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Measure what tiled convolutions cost beside ordinary ones, in turn in one run.
+
+    Forward and backward of the three layers of `full` alone, and its whole training step. Ratios are medians over the
+    rounds; those of the layers are to `nn.Conv2d` in its faster memory format.
+
+    Example: rapa bench --tiles 16,4,1 --tiles 1024,256,64 --out figures
+    """
+    settings = [options.parse_tiles(text) for text in tiles or _TILES]
+    batches = options.parse_tiles(batch, "--batch-size")
+    # The profiler that measures the memory would otherwise talk on standard error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from rapa_cli.analysis import benchmark
+    from rapa_cli.commands.session import compute_device
+    from rapa_cli.kernels.compiled import kernels
+    from rapa_cli.layers.network import resolve
+
+    compute_device("cpu", threads)
+    for counts in settings:
+        resolve(benchmark.definition(), benchmark.SHAPE, scheme="random", tiles=counts)
+    rows: list[Row] = []
+    traffic: dict[str, float] = {}
+    with console.progress() as bar:
+        task = bar.add_task("measuring", total=2 * len(settings) * len(batches))
+        for counts in settings:
+            traffic[_commas(counts)] = benchmark.weight_traffic(counts, rounds=rounds)
+            for images in batches:
+                for measure in (benchmark.layers, benchmark.training_step):
+                    rows += measure(counts, images, rounds=rounds)
+                    bar.advance(task)
+    import torch
+
+    document = {
+        "kernel": kernels().reason,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "weight_traffic_ms": traffic,
+        "rows": [
+            {
+                "what": row.what,
+                "tiles": row.tiles,
+                "batch": row.batch,
+                "contender": row.contender,
+                "milliseconds": row.milliseconds,
+                "ratio": row.ratio,
+                "megabytes": row.megabytes,
+            }
+            for row in rows
+        ],
+    }
+    if out is not None:
+        from rapa_cli.report import figures
+
+        document["figures"] = figures.write(figures.cost_against_tiles(rows), out, "bench")
+    if json:
+        console.print_json(document)
+        return
+    _show(document, rows)
+
+
+def _show(document: dict[str, Any], rows: list[Row]) -> None:
+    from rich.table import Table
+
+    for what in dict.fromkeys(row.what for row in rows):
+        table = Table(title=what, title_justify="left")
+        for heading in ("tiles", "batch", "contender", "ms", "ratio", "MB"):
+            table.add_column(heading, justify="left" if heading in ("tiles", "contender") else "right")
+        before = None
+        for row in (row for row in rows if row.what == what):
+            setting = (row.tiles, row.batch)
+            first = setting != before
+            before = setting
+            table.add_row(
+                _commas(row.tiles) if first else "",
+                str(row.batch) if first else "",
+                row.contender,
+                f"{row.milliseconds:.2f}",
+                f"{row.ratio:.2f}",
+                f"{row.megabytes:.1f}",
+            )
+        console.out().print(table)
+    console.out().print(
+        f"medians of {document['rounds']} rounds on {document['threads']} threads; ratios to the faster nn.Conv2d of "
+        "each round, or to scheme none; MB in use at most during a step beyond what was before it\n"
+        f"kernel: {document['kernel']}",
+        markup=False,
+    )
+    for path in document.get("figures", []):
+        console.out().print(f"wrote {path}", markup=False)
+
+
+def _commas(numbers: tuple[int, ...]) -> str:
+    return ",".join(str(number) for number in numbers)
