@@ -5,7 +5,8 @@
    its sums in registers.
 
    Patches are sorted by part (a few images), tile, image and number, so that a part's images and gradients stay in the
-   cache while its tiles take turns. Every sum is made in an order that does not depend on the number of threads. */
+   cache while its tiles take turns. Every sum is made in an order that depends on the sizes and the number of threads
+   only, not on which thread comes first. */
 
 #include <stdint.h>
 #include <stdlib.h>
