@@ -1,11 +1,14 @@
 """The tiled convolution as one torch operator, and the choice of the kernel that computes it.
 
-On a CPU in float32 the C kernels serve where they could be compiled, everywhere else the reference in torch.
+In float32 the C kernels serve on a CPU where they could be compiled, and the Triton kernels on a CUDA device where
+Triton is installed; everywhere else the reference in torch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,6 +48,17 @@ def in_c(*tensors: Tensor | None) -> bool:
     return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors) and cpu.available()
 
 
+def in_triton(x: Tensor, geometry: Geometry, *others: Tensor | None) -> ModuleType | None:
+    """The Triton kernels where they can serve, else None; Triton is not imported before a CUDA tensor comes."""
+    if not all(t is None or (t.is_cuda and t.dtype == torch.float32) for t in (x, *others)):
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from rapa_cli.kernels import gpu
+
+    return gpu if gpu.available(x.device) and gpu.fits(x, geometry) else None
+
+
 @torch.library.custom_op("rapa::tiled_conv2d", mutates_args=())
 def _forward(
     x: Tensor,
@@ -57,6 +71,8 @@ def _forward(
     shape = _geometry(geometry)
     if reads is None and len(x) and in_c(x, weight, bias) and cpu.fits(x, shape):
         output = cpu.forward(x, weight, bias, assignment, shape)
+    elif reads is None and len(x) and (gpu := in_triton(x, shape, weight, bias)):
+        output = gpu.forward(x, weight, bias, assignment, shape)
     else:
         output = reference.forward(x, weight, bias, assignment, shape, reads)
     return _as_images(output)
@@ -89,6 +105,8 @@ def _backward(
     shape, flags = _geometry(geometry), (wanted[0], wanted[1], wanted[2])
     if reads is None and len(x) and in_c(gradient, x, weight) and cpu.fits(x, shape):
         gradients = cpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
+    elif reads is None and len(x) and (gpu := in_triton(x, shape, gradient, weight)):
+        gradients = gpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
     else:
         gradients = reference.backward(gradient, x, weight, assignment, shape, reads, wanted=flags)
     layouts: tuple[Callable[[Tensor], Tensor], ...] = (_as_images, _as_matrices, Tensor.contiguous)
