@@ -11,7 +11,7 @@ atomics, and blocks depend on nothing but shapes, so results repeat bit for bit.
   out of channels-last images, so that no im2col matrix is written. Patches that are not computed are a group of their
   own, whose blocks write zeros.
 - Kernel and bias gradients: the patches of a tile are cut into segments. A tile of one segment writes its gradient,
-  of the others each segment writes a partial sum to a buffer (16 MB at most), and a second kernel adds these in order.
+  of the others each segment writes a partial sum to a buffer (some 16 MB at most), and a second kernel adds them up.
 - Image gradient: neighbouring pixels are read by patches of different tiles, so that of the two plain ways, scattered
   sums would collide and a gather over the patches that read a pixel would load a kernel for every one of them. Instead
   each block's product with its tile's transposed kernels goes to a buffer of patch gradients, for as many kernel
