@@ -72,41 +72,9 @@ def build(
     """
     check_seed(seed)
     definition = resolve(definition, shape)
-    network = Network(definition, shape, classes)
-    network.add_module("normalize", _normalization(definition, shape, statistics))
-    tiles = iter(definition.tiles or ())
-    channels, height, width = shape
-    flat = False
-    numbers: dict[str, int] = {}
-
-    def add(kind: str, layer: nn.Module) -> None:
-        numbers[kind] = numbers.get(kind, 0) + 1
-        network.add_module(f"{kind}{numbers[kind]}", layer)
-
-    for layer in definition.layers:
-        if isinstance(layer, config.Conv):
-            add("conv", _convolution(layer, channels, definition.scheme, next(tiles)))
-            channels, (height, width) = layer.channels, _conv_size(layer, height, width)
-        elif isinstance(layer, config.Pool):
-            method = layer.method or definition.pool
-            add("pool", pooling(method, channels, layer.kernel, layer.stride))
-            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
-        elif isinstance(layer, config.Relu):
-            add("relu", nn.ReLU())
-        elif isinstance(layer, config.Lrn):
-            add("lrn", LocalResponseNorm(layer.kernel, layer.alpha, layer.beta))
-        else:
-            if not flat:
-                network.add_module("flatten", nn.Flatten())
-                channels, height, width, flat = channels * height * width, 1, 1, True
-            features = layer.features or classes
-            add("linear", nn.Linear(channels, features))
-            channels = features
-    if channels != classes or not flat:
-        raise ConfigError(
-            f"network '{definition.name}' ends with {channels} outputs for {classes} classes",
-            hint="let it end with a layer of kind 'linear' without 'features'",
-        )
+    # Layers draw weights as they are made; the seed's take their place, and torch's global generator stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        network = _assembled(definition, shape, classes, statistics)
     _initialise(network, seed)
     return network
 
@@ -198,6 +166,48 @@ def parameter_count(network: nn.Module, *, convolutions_only: bool = False) -> i
     kinds = (nn.Conv2d, TiledConv2d) if convolutions_only else (nn.Module,)
     seen = {id(p): p.numel() for layer in network.modules() if isinstance(layer, kinds) for p in layer.parameters()}
     return sum(seen.values())
+
+
+def _assembled(
+    definition: config.Network, shape: tuple[int, int, int], classes: int, statistics: Statistics | None
+) -> Network:
+    """The network with its layers, their weights not yet drawn from a seed."""
+    network = Network(definition, shape, classes)
+    network.add_module("normalize", _normalization(definition, shape, statistics))
+    tiles = iter(definition.tiles or ())
+    channels, height, width = shape
+    flat = False
+    numbers: dict[str, int] = {}
+
+    def add(kind: str, layer: nn.Module) -> None:
+        numbers[kind] = numbers.get(kind, 0) + 1
+        network.add_module(f"{kind}{numbers[kind]}", layer)
+
+    for layer in definition.layers:
+        if isinstance(layer, config.Conv):
+            add("conv", _convolution(layer, channels, definition.scheme, next(tiles)))
+            channels, (height, width) = layer.channels, _conv_size(layer, height, width)
+        elif isinstance(layer, config.Pool):
+            method = layer.method or definition.pool
+            add("pool", pooling(method, channels, layer.kernel, layer.stride))
+            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+        elif isinstance(layer, config.Relu):
+            add("relu", nn.ReLU())
+        elif isinstance(layer, config.Lrn):
+            add("lrn", LocalResponseNorm(layer.kernel, layer.alpha, layer.beta))
+        else:
+            if not flat:
+                network.add_module("flatten", nn.Flatten())
+                channels, height, width, flat = channels * height * width, 1, 1, True
+            features = layer.features or classes
+            add("linear", nn.Linear(channels, features))
+            channels = features
+    if channels != classes or not flat:
+        raise ConfigError(
+            f"network '{definition.name}' ends with {channels} outputs for {classes} classes",
+            hint="let it end with a layer of kind 'linear' without 'features'",
+        )
+    return network
 
 
 def _convolution(layer: config.Conv, channels: int, scheme: str, tiles: int) -> nn.Module:
