@@ -26,6 +26,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAPA_DATA_DIR", str(folder))
+        patch.setenv("XDG_DATA_HOME", str(root / "home"))
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         yield folder
 
 

@@ -170,17 +170,30 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = finding("C compiler")
     assert (found.status, found.found) == ("warn", "none found")
-    compiler = tmp_path / "mycc"
+    compiler = tmp_path / "gcc"
     compiler.write_text("#!/bin/sh\necho 'My C 1.0'\necho more\n", encoding="ascii")
     compiler.chmod(0o755)
-    monkeypatch.setenv("CC", "mycc -O2")
     assert finding("C compiler") == Finding("C compiler", "ok", f"My C 1.0 ({compiler})")
     compiler.write_text("#!/bin/sh\nexit 1\n", encoding="ascii")
     assert finding("C compiler").status == "warn"
+
+
+def test_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(library: object, reason: str, threaded: bool = False) -> Finding:
+        answer = SimpleNamespace(library=library, reason=reason, threaded=threaded)
+        monkeypatch.setattr("rapa_cli.kernels.compiled.kernels", lambda: answer)
+        return finding("kernel")
+
+    monkeypatch.setattr(examination, "cores", lambda: 2)
+    monkeypatch.delenv("RAPA_KERNEL", raising=False)
+    assert found(object(), "built by cc", threaded=True).status == "ok"
+    assert found(object(), "built by cc").status == "warn"
+    assert found(None, "no C compiler was found").status == "warn"
+    monkeypatch.setenv("RAPA_KERNEL", "torch")
+    assert found(None, "RAPA_KERNEL=torch") == Finding("kernel", "ok", "torch: RAPA_KERNEL=torch")
 
 
 def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

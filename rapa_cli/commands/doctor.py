@@ -221,22 +221,33 @@ def _gpus() -> Finding:
 
 
 def _compiler() -> Finding:
-    wanted = os.environ.get("CC", "").split()[:1]
-    for name in [*wanted, "cc", "gcc", "clang"]:
+    for name in ("cc", "gcc", "clang"):
         path = shutil.which(name)
         if path:
             try:
                 answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True)
             except (OSError, subprocess.SubprocessError) as error:
-                return Finding("C compiler", "warn", f"{path} does not run: {_line(error)}", "repair it, or set CC")
+                return Finding("C compiler", "warn", f"{path} does not run: {_line(error)}", "install it again")
             version = answer.stdout.splitlines()[0] if answer.stdout else "of unknown version"
             return Finding("C compiler", "ok", f"{version} ({path})")
-    hint = "install gcc or clang (a package such as build-essential); everything works without it"
+    hint = "install gcc or clang (a package such as build-essential); without it the slower kernel is used"
     return Finding("C compiler", "warn", "none found", hint)
 
 
 def _kernel() -> Finding:
-    return Finding("kernel", "ok", "torch, on every device: this version brings no compiled kernel")
+    from rapa_cli.kernels.compiled import kernels
+
+    compiled = kernels()
+    if compiled.library is None:
+        found = f"torch: {compiled.reason}"
+        if os.environ.get("RAPA_KERNEL"):
+            return Finding("kernel", "ok", found)
+        return Finding("kernel", "warn", found, "everything works, but slower than with compiled kernels")
+    found = f"C on the CPU in float32, torch elsewhere; {compiled.reason}"
+    if not compiled.threaded and cores() > 1:
+        hint = "this torch brings no GNU OpenMP, which the kernels share; everything works, but slower"
+        return Finding("kernel", "warn", f"{found}; on one thread", hint)
+    return Finding("kernel", "ok", found)
 
 
 def _data_folder(data_dir: Path | None) -> Finding:
