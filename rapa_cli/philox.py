@@ -105,11 +105,12 @@ def words(
     check_seed(seed)
     device = images.device
     blocks = torch.arange(first_block, first_block + (count + 3) // 4, device=device)
-    draws = torch.as_tensor(draw, dtype=torch.int64, device=device)
+    # torch.full, unlike torch.tensor, makes a number on a GPU without waiting for it.
+    draws = draw.to(device) if isinstance(draw, Tensor) else torch.full((), draw, dtype=torch.int64, device=device)
     if draws.ndim:
         draws = draws[:, None]
     output = philox4x32(
-        (blocks, torch.tensor(layer, device=device), images[:, None], draws),
+        (blocks, torch.full((), layer, dtype=torch.int64, device=device), images[:, None], draws),
         key_of(purpose, seed, stream),
     )
     return torch.stack(output, -1).flatten(1)[:, :count]
