@@ -26,7 +26,12 @@ def err() -> Console:
 
 def note(message: str) -> None:
     """Shows one line on standard error."""
-    err().print(message, markup=False)
+    err().print(message, markup=False, soft_wrap=True)
+
+
+def show(text: str) -> None:
+    """Shows lines of a result as they are: brackets are no markup, and long paths stay whole."""
+    out().print(text, markup=False, soft_wrap=True)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -40,11 +45,13 @@ def progress(*, transient: bool = True) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=transient,
+        # The bar takes what the texts leave, so that nothing is cut off on a narrow terminal.
+        expand=True,
         disable=not console.is_terminal,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,19 +75,22 @@ def attack(
         return
     from rich.table import Table
 
-    table = Table(title=f"FGSM on {chosen.path}", title_justify="left")
+    table = Table()
     for heading in ("eps x 255", "SNR (dB)", "accuracy (%)", "95 % interval"):
         table.add_column(heading, justify="right")
     for point in points:
         low, high = point.ci95
         table.add_row(
-            f"{255 * point.eps:.2f}", f"{point.snr_db:.1f}", f"{point.accuracy:.1f}", f"{low:.1f} to {high:.1f}"
+            _number(255 * point.eps, 2),
+            _number(point.snr_db, 1),
+            _number(point.accuracy, 1),
+            f"{low:.1f} to {high:.1f}",
         )
+    console.show(f"FGSM on {chosen.path}")
     console.out().print(table)
-    console.out().print(
-        f"{points[0].counted} of {len(chosen.images)} images of {chosen.data} are right without noise and count; "
-        f"gradient on one draw, score on another; seed {seed}; SNR on raw [0, 1] pixels after cutting",
-        markup=False,
+    console.show(
+        f"{points[0].counted} of {len(chosen.images)} images of {chosen.data} are right without noise and count\n"
+        f"gradient on one draw, score on another, seed {seed}; SNR of [0, 1] pixels after cutting"
     )
 
 
@@ -101,7 +105,7 @@ def attack_levels(eps: str | None, snr: str | None) -> list[Level]:
     if eps is not None and snr is not None:
         raise ConfigError("--eps and --snr are two ways to say the same", hint="give one of them")
     if eps is None:
-        return [Level(snr_db=value) for value in _snr_values(snr or _DEFAULT_SNR)]
+        return [Level(snr_db=value) for value in _snr_values(_DEFAULT_SNR if snr is None else snr)]
     values = options.parse_levels(eps, "--eps")
     for value in values:
         if not 0 <= value <= 1:
@@ -131,3 +135,7 @@ def _document(point: Point) -> dict[str, object]:
         "counted": point.counted,
         "asked": {"eps": point.level.eps} if point.level.eps is not None else {"snr_db": point.level.snr_db},
     }
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

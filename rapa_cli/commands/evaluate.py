@@ -57,9 +57,8 @@ def evaluate(
         )
         return
     low, high = result.ci95
-    console.out().print(
+    console.show(
         f"{split} error {result.error:.2f} %  (95 % interval {low:.2f} to {high:.2f})\n"
         f"{result.wrong} of {result.images} images of {chosen.data} wrong, one draw, seed {seed}\n"
-        f"checkpoint {chosen.path}",
-        markup=False,
+        f"checkpoint {chosen.path}"
     )

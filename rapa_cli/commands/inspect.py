@@ -81,19 +81,21 @@ def convolution_rows(network: Network) -> list[dict[str, Any]]:
 def _show(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    out = console.out()
     tiles = ", ".join(str(count) for count in document["tiles"])
     shape = " x ".join(str(size) for size in document["shape"])
-    out.print(f"checkpoint  {document['checkpoint']}", markup=False)
-    out.print(f"network     {document['network']}, {document['pool']} pooling, images {shape}")
-    out.print(f"tiling      {document['scheme']} ({tiles})")
-    out.print(f"data        {document['data']}, {len(document['classes'])} classes", markup=False)
-    out.print(f"parameters  {document['parameters']:,} ({document['parameters_conv']:,} in convolutions)")
+    console.show(f"checkpoint  {document['checkpoint']}")
+    console.show(f"network     {document['network']}, {document['pool']} pooling, images {shape}")
+    console.show(f"tiling      {document['scheme']} ({tiles})")
+    console.show(f"data        {document['data']}, {len(document['classes'])} classes")
+    console.show(f"parameters  {document['parameters']:,} ({document['parameters_conv']:,} in convolutions)")
     if document["progress"]:
         progress = document["progress"]
-        out.print(f"training    {progress['epoch']} epochs in {progress['seconds']:.0f} s, seed {document['seed']}")
+        steps = f" and {progress['step']} steps" if progress["step"] else ""
+        console.show(
+            f"training    {progress['epoch']} epochs{steps} in {progress['seconds']:.0f} s, seed {document['seed']}"
+        )
         if progress["test_error"] is not None:
-            out.print(
+            console.show(
                 f"test error  {progress['test_error']:.2f} %, "
                 f"lowest {progress['best_test_error']:.2f} % in epoch {progress['best_epoch']} (chosen on the test set)"
             )
@@ -108,7 +110,7 @@ def _show(document: dict[str, Any]) -> None:
             f"{row['parameters']:,}",
             s,
         )
-    out.print(table)
-    out.print("n_p: patches of an image; k: weights of a filter; S: mean correlation of filters between tiles")
+    console.out().print(table)
+    console.show("n_p: patches of an image; k: weights of a filter; S: mean correlation of filters between tiles")
     for key, value in document["provenance"].items():
-        out.print(f"{key.replace('_', ' ')}: {value}", markup=False)
+        console.show(f"{key.replace('_', ' ')}: {value}")

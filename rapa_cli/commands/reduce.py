@@ -85,10 +85,9 @@ def reduce(
             }
         )
         return
-    console.out().print(
+    console.show(
         f"test error tiled    {before.error:.2f} %  (one draw, seed {seed})\n"
         f"test error reduced  {after.error:.2f} %  (by {by})\n"
         f"{before.images} images of {chosen.data}\n"
-        f"wrote {target}",
-        markup=False,
+        f"wrote {target}"
     )

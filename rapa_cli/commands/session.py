@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rapa_cli import console
-from rapa_cli.errors import ConfigError
+from rapa_cli.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,9 @@ def subject(
     from rapa_cli.checkpoint import read, restore
 
     if split not in ("train", "test"):
-        raise ConfigError(f"--split: got '{split}', allowed are train and test")
+        raise ConfigError(
+            f"--split: got '{split}', allowed are train and test", hint=suggestion(split, ("train", "test"))
+        )
     place = compute_device(device, threads)
     path = checkpoint_path(checkpoint, best=best)
     saved = read(path)

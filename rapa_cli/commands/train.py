@@ -44,7 +44,9 @@ def train(
     tiles: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N,...", show_default=False, help="Tiles of each convolution; balanced ones when left out."
+            metavar="N,N,...",
+            show_default=False,
+            help="Tiles of each convolution, or one number for all; balanced ones when left out.",
         ),
     ] = None,
     pool: Annotated[
@@ -97,7 +99,7 @@ def train(
     from rapa_cli.training.stopping import StopRequest
 
     if arrays not in (None, "ideal"):
-        raise ConfigError(f"--arrays: got '{arrays}', allowed is ideal")
+        raise ConfigError(f"--arrays: got '{arrays}', allowed is ideal", hint="leave --arrays out")
     place = compute_device(device, threads)
     if resume is not None:
         fixed = {
@@ -136,10 +138,10 @@ def train(
         training = loop.begin(folder, manifest, images, place)
     definition, plan = training.manifest.network, training.manifest.recipe
     console.note(
-        f"{definition.name}, {definition.scheme} {_commas(definition.tiles or ())}, {definition.pool} pooling, "
-        f"on {training.manifest.data} ({len(images.train)} images), {plan.epochs} epochs, "
-        f"batch {plan.batch_size}, rate {plan.lr:g}, seed {training.manifest.seed}"
+        f"{definition.name} on {training.manifest.data} ({len(images.train)} images): "
+        f"{definition.scheme} {_commas(definition.tiles or ())}, {definition.pool} pooling"
     )
+    console.note(f"{plan.epochs} epochs, batch {plan.batch_size}, rate {plan.lr:g}, seed {training.manifest.seed}")
     console.note(f"run folder {folder}")
     if training.progress.epoch or training.progress.step:
         console.note(f"going on after epoch {training.progress.epoch}, step {training.progress.step}")
@@ -186,6 +188,8 @@ def _manifest(
 
     definition = config.load_network(network)
     counts = parse_tiles(tiles) if tiles is not None else None
+    if counts is not None and len(counts) == 1:
+        counts *= sum(layer.kind == "conv" for layer in definition.layers)
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     settings = [*(f"recipe.{key}={value}" for key, value in options.items() if value is not None), *settings]
     # Which tiles are balanced and which recipe is meant depend on the scheme, which may be set as well.
@@ -246,16 +250,15 @@ def _summary(training: Any, folder: Path, *, json: bool) -> None:
         console.print_json(document)
         return
     if progress.test_error is None:
-        console.out().print(f"no epoch was trained; the untrained network is in {folder / runs.LAST}", markup=False)
+        console.show(f"no epoch was trained; the untrained network is in {folder / runs.LAST}")
         return
     epoch, train_error = progress.epoch, progress.train_error
-    console.out().print(
+    console.show(
         f"test error      {progress.test_error:.2f} %  (epoch {epoch}, train error {train_error:.2f} %)\n"
         f"lowest          {progress.best_test_error:.2f} %  (epoch {progress.best_epoch}, chosen on the test set)\n"
         f"time            {progress.seconds:.0f} s, {document['images_per_second']:.0f} images/s with testing\n"
         f"checkpoint      {document['checkpoint']}\n"
-        f"learning curve  {folder / 'figures' / 'learning-curve.png'}",
-        markup=False,
+        f"learning curve  {folder / 'figures' / 'learning-curve.png'}"
     )
 
 
@@ -282,7 +285,9 @@ class _Watcher:
         if self._bar.disable:
             return
         if self._task is None:
-            self._task = self._bar.add_task("", total=self._epochs * steps)
+            # A run that goes on has not done its first steps just now: they must not count as speed.
+            done = epoch * steps + step - 1
+            self._task = self._bar.add_task(f"epoch {epoch + 1}", total=self._epochs * steps, completed=done)
         now = time.monotonic()
         if now - self._asked >= _REFRESH_SECONDS or step == steps:
             self._asked = now
@@ -299,8 +304,8 @@ class _Watcher:
         """Shows the epoch's line."""
         self._bar.console.print(
             f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  rate {row['rate']:.3g}  "
-            f"loss {row['train_loss']:.4f}  train {row['train_error']:.2f} %  test {row['test_error']:.2f} %  "
-            f"lowest {progress.best_test_error:.2f} %  {images_per_second:.0f} images/s",
+            f"loss {row['train_loss']:.3f}  train {row['train_error']:.2f} %  test {row['test_error']:.2f} %  "
+            f"{images_per_second:.0f} images/s",
             markup=False,
             highlight=False,
         )

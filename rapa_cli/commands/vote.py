@@ -51,12 +51,11 @@ def vote(
         )
         return
     low, high = result.vote_ci95
-    console.out().print(
+    console.show(
         f"single draw  {result.single_error:.2f} %  (mean of {n})\n"
         f"vote of {n:<4} {result.vote_error:.2f} %  (95 % interval {low:.2f} to {high:.2f})\n"
         f"{result.images} images of {chosen.data}, seed {seed}\n"
-        f"checkpoint {chosen.path}",
-        markup=False,
+        f"checkpoint {chosen.path}"
     )
     if not _random(chosen.network):
         console.note("this network makes no random assignments in test, so that all draws are the same")

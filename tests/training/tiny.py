@@ -90,12 +90,14 @@ def begin(
     return loop.begin(folder, manifest, data or data_set(), CPU)
 
 
-def write_arrays(folder: Path, *, train: int = 30, test: int = 12) -> Path:
+def write_arrays(folder: Path, *, train: int = 30, test: int = 12, grey: bool = False, classes: int = 3) -> Path:
     """The data set as train.npz and test.npz, for `rapa data get NAME --from FOLDER`."""
     folder.mkdir(parents=True, exist_ok=True)
     data = data_set(train, test)
     for name, part in (("train", data.train), ("test", data.test)):
-        np.savez(folder / f"{name}.npz", images=part.images.permute(0, 2, 3, 1).numpy(), labels=part.labels.numpy())
+        images, labels = part.images.permute(0, 2, 3, 1).numpy(), part.labels.clone()
+        labels[-1] = classes - 1
+        np.savez(folder / f"{name}.npz", images=images[..., 0] if grey else images, labels=labels.numpy())
     return folder
 
 
