@@ -71,6 +71,8 @@ def main() -> None:
     if not sys.warnoptions:
         # Warnings of libraries are for developers: tests and `python -W` show them.
         warnings.simplefilter("ignore")
+    # torch reads this when it is loaded. Threads that wait busily make it many times slower where others compute too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
     code = run(sys.argv[1:])
     try:

@@ -10,6 +10,7 @@ import pytest
 
 # Set before anything loads torch: the workers of pytest-xdist share the cores, and so do the programs tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MPLBACKEND"] = "Agg"
 
 # Kept before the tests get a folder of their own: the one that holds the real CIFAR-10.

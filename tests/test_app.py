@@ -57,7 +57,7 @@ def commands() -> list[list[str]]:
     return found
 
 
-COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "data", "doctor", "demo"]
+COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "bench", "data", "doctor", "demo"]
 
 
 def test_the_commands() -> None:
@@ -263,6 +263,21 @@ def test_warnings_of_libraries_are_for_developers() -> None:
     )
     assert python(code).stderr == ""
     assert "look here" in python(code, variables={"PYTHONWARNINGS": "default"}).stderr
+
+
+@pytest.mark.parametrize(("given", "seen"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_without_computing_unless_the_user_wants_it(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = (
+        "import os, sys\n"
+        "from rapa_cli import app\n"
+        "app.app.command('show')(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules))\n"
+        "sys.argv[1:] = ['show']\n"
+        "app.main()\n"
+    )
+    assert python(code, variables=given).stdout == f"{seen} False\n"
 
 
 HEAVY = "torch|torchvision|numpy|scipy|matplotlib|torchattacks"
