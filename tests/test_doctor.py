@@ -188,12 +188,17 @@ def test_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         return finding("kernel")
 
     monkeypatch.setattr(examination, "cores", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.delenv("RAPA_KERNEL", raising=False)
     assert found(object(), "built by cc", threaded=True).status == "ok"
     assert found(object(), "built by cc").status == "warn"
     assert found(None, "no C compiler was found").status == "warn"
     monkeypatch.setenv("RAPA_KERNEL", "torch")
-    assert found(None, "RAPA_KERNEL=torch") == Finding("kernel", "ok", "torch: RAPA_KERNEL=torch")
+    assert found(None, "RAPA_KERNEL=torch") == Finding("kernel", "ok", "torch on the CPU (RAPA_KERNEL=torch)")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "rapa_cli.kernels.gpu", SimpleNamespace(available=lambda _device: True))
+    monkeypatch.setattr("rapa_cli.kernels.gpu", sys.modules["rapa_cli.kernels.gpu"], raising=False)
+    assert found(object(), "built", threaded=True).found == "C on the CPU (built), Triton on the GPU"
 
 
 def test_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

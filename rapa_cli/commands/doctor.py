@@ -235,19 +235,31 @@ def _compiler() -> Finding:
 
 
 def _kernel() -> Finding:
+    """Which kernel computes tiled convolutions in float32; everything else is computed in torch."""
     from rapa_cli.kernels.compiled import kernels
 
-    compiled = kernels()
+    compiled, on_gpu = kernels(), _gpu_kernel()
     if compiled.library is None:
-        found = f"torch: {compiled.reason}"
+        found = f"torch on the CPU ({compiled.reason}){on_gpu}"
         if os.environ.get("RAPA_KERNEL"):
             return Finding("kernel", "ok", found)
-        return Finding("kernel", "warn", found, "everything works, but slower than with compiled kernels")
-    found = f"C on the CPU in float32, torch elsewhere; {compiled.reason}"
+        return Finding("kernel", "warn", found, "everything works, but slower on the CPU than with compiled kernels")
     if not compiled.threaded and cores() > 1:
-        hint = "this torch brings no GNU OpenMP, which the kernels share; everything works, but slower"
-        return Finding("kernel", "warn", f"{found}; on one thread", hint)
-    return Finding("kernel", "ok", found)
+        hint = "this torch brings no GNU OpenMP, which the kernels share; everything works, but slower on the CPU"
+        return Finding("kernel", "warn", f"C on one thread of the CPU ({compiled.reason}){on_gpu}", hint)
+    return Finding("kernel", "ok", f"C on the CPU ({compiled.reason}){on_gpu}")
+
+
+def _gpu_kernel() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    try:
+        from rapa_cli.kernels import gpu
+    except ImportError:
+        return ", torch on the GPU (triton is not installed)"
+    return ", Triton on the GPU" if gpu.available(torch.device("cuda", 0)) else ", torch on the GPU"
 
 
 def _data_folder(data_dir: Path | None) -> Finding:
