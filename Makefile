@@ -50,9 +50,8 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e .
 	touch $@
 
-# pip reads dependency groups since 25.1; the one that a new .venv comes with can be older. The tests of the packages
-# build them with the project's own build backend.
+# pip reads dependency groups since 25.1; the one that a new .venv comes with can be older.
 $(TOOLS): pyproject.toml $(INSTALLED)
 	$(BIN)/python -m pip install --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --group test "hatchling>=1.27"
+	$(BIN)/python -m pip install --group test
 	touch $@

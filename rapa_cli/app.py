@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from rapa_cli import __version__
-from rapa_cli.commands import attack, bench, data, demo, doctor, evaluate, inspect, reduce, train, vote
+from rapa_cli.commands import attack, bench, data, demo, doctor, evaluate, inspect, reduce, session, train, vote
 from rapa_cli.errors import FileError, Interrupted, RapaError, suggestion
 
 INTERRUPTED = 130
@@ -96,6 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         written, 4 a check did not hold, 130 interrupted, 143 terminated.
     """
     program: Any = typer.main.get_command(app)
+    given = session.arguments.set(tuple(arguments))
     try:
         outcome = program(list(arguments), prog_name="rapa", standalone_mode=False)
     except SystemExit as error:
@@ -112,6 +113,8 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get("RAPA_TRACEBACK"):
             traceback.print_exception(error)
         return _report(error)
+    finally:
+        session.arguments.reset(given)
     if outcome == INTERRUPTED:
         _say("interrupted")
     return outcome if isinstance(outcome, int) else 0

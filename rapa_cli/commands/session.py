@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
     from rapa_cli.checkpoint import Description
     from rapa_cli.data.images import DataSet
     from rapa_cli.layers.network import Network
+
+
+# The words of the command line that is being run, for the provenance of what it writes.
+arguments: ContextVar[Sequence[str]] = ContextVar("arguments", default=())
+
+
+def command_line() -> str:
+    """The command line that is being run, as one types it."""
+    return shlex.join(["rapa", *arguments.get()])
 
 
 @dataclass(frozen=True)

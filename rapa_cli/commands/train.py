@@ -202,12 +202,12 @@ def _manifest(
 
 def _provenance(recipe: str) -> dict[str, str]:
     import platform
-    import sys
     from datetime import UTC, datetime
 
     import torch
 
     from rapa_cli import __version__
+    from rapa_cli.commands.session import command_line
 
     return {
         "rapa": __version__,
@@ -216,7 +216,7 @@ def _provenance(recipe: str) -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "recipe": recipe,
-        "command": shlex.join(["rapa", *sys.argv[1:]]),
+        "command": command_line(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
