@@ -66,10 +66,9 @@ def partition(
     return assignment
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry) -> Tensor:
+def forward(work: Work, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution, (B, out, h, w), channels last in memory; arguments as `kernels.reference.forward`."""
-    work = _Work.of(assignment, weight, geometry)
-    out = weight.shape[1]
+    out, geometry = weight.shape[1], work.geometry
     padded, kernel = work.padded(x), _kernel_matrices(weight, work.out)
     offset = None if bias is None else _channels(bias, work.out)
     rows = torch.empty if work.complete else torch.zeros
@@ -87,23 +86,16 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, 
 
 
 def backward(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    assignment: Tensor,
-    geometry: Geometry,
-    *,
-    wanted: tuple[bool, bool, bool],
+    work: Work, gradient: Tensor, x: Tensor, weight: Tensor, *, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, those that are wanted; arguments as `kernels.reference.backward`."""
-    work = _Work.of(assignment, weight, geometry)
     library, threads = _library(), torch.get_num_threads()
     tiles, out, channels = weight.shape[:3]
     error = _channels(gradient.permute(0, 2, 3, 1).reshape(-1, out), work.out)
     x_grad = weight_grad = bias_grad = None
     if wanted[1] or wanted[2]:
         padded = work.padded(x)
-        matrices = torch.empty(tiles, *geometry.kernel, channels, work.out)
+        matrices = torch.empty(tiles, *work.geometry.kernel, channels, work.out)
         sums = torch.empty(tiles, work.out) if wanted[2] else None
         failed = library.rapa_kernel_gradient(
             work.reference,
@@ -130,8 +122,8 @@ def backward(
 
 
 @dataclass
-class _Work:
-    """One call's problem, with the tensors that it points to."""
+class Work:
+    """What forward and backward share: the patches sorted by part and tile, and where each lies in memory."""
 
     problem: _Problem
     geometry: Geometry
@@ -141,10 +133,12 @@ class _Work:
 
     @property
     def reference(self) -> Any:
+        """The problem as the kernels take it."""
         return ctypes.byref(self.problem)
 
     @classmethod
-    def of(cls, assignment: Tensor, weight: Tensor, geometry: Geometry) -> _Work:
+    def of(cls, assignment: Tensor, weight: Tensor, geometry: Geometry) -> Work:
+        """Sorts the patches of a batch; arguments as `kernels.reference.forward`."""
         width = _vector_width()
         batch, patches = assignment.shape
         tiles, out, channels = weight.shape[:3]

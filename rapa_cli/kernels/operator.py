@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rapa_cli.kernels import cpu, reference
 from rapa_cli.kernels.geometry import Geometry
@@ -39,8 +40,36 @@ def tiled_conv2d(
     Returns:
         (B, out, h, w), channels last in memory. Gradients flow to x, weight and bias, once.
     """
+    if reads is None and _past_operator(x, weight, bias, geometry):
+        direct: Tensor = _Direct.apply(x, weight, bias, assignment, geometry)
+        return direct
     output: Tensor = _forward(x, weight, bias, assignment, reads, _numbers(geometry))
     return output
+
+
+def _past_operator(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
+    """Whether the C kernels are called without the operator: not where a graph is traced, which is to see it."""
+    traced = torch.compiler.is_compiling()
+    return not traced and len(x) > 0 and in_c(x, weight, bias) and cpu.fits(x, geometry)
+
+
+class _Direct(torch.autograd.Function):
+    """The C kernels without the operator around them, which costs as much as they do on a small batch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry
+    ) -> Tensor:
+        ctx.work = cpu.Work.of(assignment, weight, geometry)
+        ctx.save_for_backward(x, weight)
+        return cpu.forward(ctx.work, x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
+        return (*cpu.backward(ctx.work, gradients[0], x, weight, wanted=wanted), None, None)
 
 
 def in_c(*tensors: Tensor | None) -> bool:
@@ -70,7 +99,7 @@ def _forward(
 ) -> Tensor:
     shape = _geometry(geometry)
     if reads is None and len(x) and in_c(x, weight, bias) and cpu.fits(x, shape):
-        output = cpu.forward(x, weight, bias, assignment, shape)
+        output = cpu.forward(cpu.Work.of(assignment, weight, shape), x, weight, bias)
     elif reads is None and len(x) and (gpu := in_triton(x, shape, weight, bias)):
         output = gpu.forward(x, weight, bias, assignment, shape)
     else:
@@ -104,7 +133,7 @@ def _backward(
 ) -> list[Tensor]:
     shape, flags = _geometry(geometry), (wanted[0], wanted[1], wanted[2])
     if reads is None and len(x) and in_c(gradient, x, weight) and cpu.fits(x, shape):
-        gradients = cpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
+        gradients = cpu.backward(cpu.Work.of(assignment, weight, shape), gradient, x, weight, wanted=flags)
     elif reads is None and len(x) and (gpu := in_triton(x, shape, gradient, weight)):
         gradients = gpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
     else:

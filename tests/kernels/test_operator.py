@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rapa_cli.kernels import cpu
+from rapa_cli import TiledConv2d
+from rapa_cli.kernels import cpu, operator
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.kernels.operator import tiled_conv2d
 from tests.tiling import oracles
@@ -46,13 +47,15 @@ SIZES = [
 ]
 
 
-@pytest.fixture(params=["c", "torch"])
+@pytest.fixture(params=["c", "operator", "torch"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
     if name == "torch":
         monkeypatch.setattr(cpu, "available", lambda: False)
     elif not cpu.available():
         pytest.skip("the C kernels could not be compiled here; `rapa doctor` says why")
+    if name == "operator":
+        monkeypatch.setattr(operator, "_past_operator", lambda *_: False)
     return name
 
 
@@ -196,3 +199,16 @@ def test_unreadable_pixels_read_as_zero(path: str, dtype: torch.dtype) -> None:
     both = (torch.autograd.grad(y.square().sum(), inputs) for y in (found, expected))
     for one, other in zip(*both, strict=True):
         assert_near(one, other)
+
+
+def test_exported_and_compiled_networks_see_one_operator() -> None:
+    layer = TiledConv2d(3, 18, 3, padding=1, tiles=4).eval()
+    x = torch.randn(2, 3, 8, 8)
+    assignment = layer.assign(2, (8, 8))
+    expected = layer(x, assignment)
+    exported = torch.export.export(layer, (x, assignment))
+    called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    assert torch.ops.rapa.tiled_conv2d.default in called
+    assert_near(exported.module()(x, assignment), expected)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_near(compiled(x, assignment), expected)
