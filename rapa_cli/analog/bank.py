@@ -1,0 +1,213 @@
+"""A bank of arrays: the tiles of one layer, read and updated together, each with devices and lines of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rapa_cli.analog.device import State
+from rapa_cli.analog.kinds import AnyDevice
+from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
+from rapa_cli.analog.periphery import Periphery, Reading, groups
+from rapa_cli.analog.update import Pairs
+from rapa_cli.config import Frozen
+
+# Outputs from this fraction of the bound on lose their gradient in aihwkit.
+_COMPAT_MASK = 0.999
+
+
+class Arrays(Frozen):
+    """What arrays are made of: their devices, and what lies around them.
+
+    Attributes:
+        device: what holds a weight.
+        forward: the periphery in a forward reading.
+        backward: the periphery in a reading with the matrix transposed; its bound management is never used.
+        update: how weights are changed.
+        aihwkit_compat: imitates the faults of one of aihwkit's back ends, "rpucuda" or "torch".
+    """
+
+    device: AnyDevice
+    forward: IOParameters = IOParameters()
+    backward: IOParameters = IOParameters()
+    update: UpdateParameters = UpdateParameters()
+    aihwkit_compat: Compat = None
+
+
+class AnalogBank:
+    """Arrays that multiply vectors with their weights, forwards and backwards, and learn by pulses.
+
+    Vectors come in the order of their tiles: the first `sizes[0]` rows belong to tile 0, and so on. Every random
+    number comes from the generators that are passed in, so that a call is repeated exactly from the same state.
+
+    Args:
+        arrays: what they are made of.
+        tiles: how many.
+        out_size: rows of each matrix.
+        in_size: columns of each matrix.
+        generator: for what is drawn once: the spreads of devices and lines.
+        place: torch's device of the tensors.
+
+    Attributes:
+        state: every tensor that a checkpoint needs, by name: those of the devices, and those of the peripheries with
+            "forward." and "backward." before their names. All are changed in place.
+
+    Raises:
+        ValueError: sizes below 1, or parts that do not work together.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        tiles: int,
+        out_size: int,
+        in_size: int,
+        generator: torch.Generator,
+        place: torch.device | str = "cpu",
+    ) -> None:
+        for name, value in (("tiles", tiles), ("out_size", out_size), ("in_size", in_size)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, allowed are whole numbers from 1")
+        arrays.device.check(arrays.update)
+        self.arrays, self.tiles, self.out_size, self.in_size = arrays, tiles, out_size, in_size
+        place = torch.device(place)
+        self.devices: State = arrays.device.draw((tiles, out_size, in_size), generator, place)
+        forward = Periphery.draw(arrays.forward, (tiles, out_size, in_size), generator, place)
+        backward = Periphery.draw(arrays.backward, (tiles, in_size, out_size), generator, place)
+        self._forward, self._backward = Periphery(arrays.forward, forward), Periphery(arrays.backward, backward)
+        self.state: State = {
+            **self.devices,
+            **{f"forward.{name}": values for name, values in forward.items()},
+            **{f"backward.{name}": values for name, values in backward.items()},
+        }
+
+    def get_weights(self) -> Tensor:
+        """A copy of the weights as they are read, without the noise of reading: (tiles, out, in)."""
+        return self.arrays.device.weights(self.devices).clone()
+
+    def set_weights(self, weights: Tensor, generator: torch.Generator) -> None:
+        """Writes weights as near as the devices' bounds allow, with write noise where the devices have any.
+
+        Args:
+            weights: (tiles, out, in).
+            generator: for the write noise.
+
+        Raises:
+            ValueError: another shape.
+        """
+        shape = (self.tiles, self.out_size, self.in_size)
+        if tuple(weights.shape) != shape:
+            raise ValueError(f"weights: got shape {tuple(weights.shape)}, allowed is {shape}")
+        with torch.no_grad():
+            self.arrays.device.write(self.devices, weights.detach(), generator)
+
+    def load_state(self, state: State) -> None:
+        """Takes over the tensors of another bank's `state`, as from a checkpoint.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
+        if state.keys() != self.state.keys():
+            raise ValueError(f"state: got {sorted(state)}, allowed are {sorted(self.state)}")
+        for name, values in self.state.items():
+            if state[name].shape != values.shape:
+                raise ValueError(
+                    f"state: {name} has shape {tuple(state[name].shape)}, allowed is {tuple(values.shape)}"
+                )
+            values.copy_(state[name])
+
+    def forward(self, x: Tensor, sizes: Sequence[int], generator: torch.Generator) -> Reading:
+        """Reads y = W x for each vector; changes no weights.
+
+        Args:
+            x: (N, in), in the order of tiles.
+            sizes: vectors of each tile.
+            generator: for the noise of reading.
+
+        Returns:
+            Values (N, out), and which of them the ADC clipped.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        with torch.no_grad():
+            weights = self.arrays.device.weights(self.devices)
+            return self._forward.read(weights, x.detach(), sizes, generator, compat=self.arrays.aihwkit_compat)
+
+    def backward(
+        self, d: Tensor, sizes: Sequence[int], generator: torch.Generator, reading: Reading | None = None
+    ) -> Tensor:
+        """Reads dL/dx = W^T d through the transposed product; changes no weights.
+
+        Bound management is off. An output that the ADC clipped in the forward reading passes no gradient. aihwkit
+        tests this after the rescaling of noise management, where outputs above the bound are usual, and so loses
+        gradients of outputs that were never clipped; `aihwkit_compat="rpucuda"` does the same.
+
+        Args:
+            d: gradients of the outputs (N, out), in the order of tiles.
+            sizes: vectors of each tile.
+            generator: for the noise of reading.
+            reading: the forward reading of these vectors; None masks nothing.
+
+        Returns:
+            (N, in).
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        with torch.no_grad():
+            d = d.detach()
+            io = self.arrays.forward
+            if reading is not None and not io.is_perfect:
+                masked = reading.clipped
+                if self.arrays.aihwkit_compat == "rpucuda" and io.out_bound > 0:
+                    masked = reading.values.abs() >= _COMPAT_MASK * io.out_scale * io.out_bound
+                d = torch.where(masked, 0.0, d)
+            transposed = self.arrays.device.weights(self.devices).transpose(1, 2)
+            return self._backward.read(transposed, d, sizes, generator, bound_management=False).values
+
+    def update(self, x: Tensor, d: Tensor, sizes: Sequence[int], lr: float, generator: torch.Generator) -> None:
+        """Changes each matrix by -lr d x^T, as its devices do it, one vector pair after the other.
+
+        This is the exact variant: in each tile the pairs are applied one at a time, in the order of their rows; tiles
+        are independent of each other, so that the i-th pairs of all tiles are computed together. Where updates are
+        exact products (ideal devices, `pulse_type` NONE) the batch is summed first.
+
+        Args:
+            x: inputs (N, in), in the order of tiles.
+            d: gradients of the outputs (N, out), not masked.
+            sizes: pairs of each tile.
+            lr: learning rate, 0 or more.
+            generator: for pulse trains and steps.
+
+        Raises:
+            ValueError: shapes that do not fit, or a negative learning rate.
+        """
+        if x.shape != (sum(sizes), self.in_size) or d.shape != (len(x), self.out_size) or len(sizes) != self.tiles:
+            raise ValueError(
+                f"x, d, sizes: got shapes {tuple(x.shape)} and {tuple(d.shape)} and {len(sizes)} sizes, allowed are "
+                f"(N, {self.in_size}), (N, {self.out_size}) and {self.tiles} sizes that sum to N"
+            )
+        if lr < 0:
+            raise ValueError(f"lr: got {lr}, allowed are numbers from 0")
+        device, update = self.arrays.device, self.arrays.update
+        with torch.no_grad():
+            x, d = x.detach(), d.detach()
+            if device.adds(update):
+                parts = zip(groups(d, sizes), groups(x, sizes), strict=True)
+                device.add(self.devices, torch.stack([-lr * (of_d.T @ of_x) for of_d, of_x in parts]), generator)
+                return
+            counts = torch.tensor(sizes, device=x.device)
+            first = counts.cumsum(0) - counts
+            for i in range(max(sizes, default=0)):
+                tiles = (counts > i).nonzero()[:, 0]
+                rows = first[tiles] + i
+                pairs = Pairs(tiles, x[rows], d[rows], counts[tiles])
+                device.update(self.devices, pairs, lr, update, generator, self.arrays.aihwkit_compat)
+
+    def after_step(self, generator: torch.Generator) -> None:
+        """Decay and diffusion of the devices, once for each step of the optimizer."""
+        with torch.no_grad():
+            self.arrays.device.after_step(self.devices, generator)

@@ -1,0 +1,168 @@
+"""Several devices at each cross-point: what all such cells share, and the cell whose devices are weighted and added."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rapa_cli.analog.device import Device, Shape, State, addresses
+from rapa_cli.analog.noise import uniform
+from rapa_cli.analog.parameters import Compat, Named, PulseType, UpdateParameters
+from rapa_cli.analog.steps import AnyPulsed
+from rapa_cli.analog.update import Pairs, coincidences
+
+
+class UpdatePolicy(Named):
+    """Which devices of a cell are updated by a vector pair: all, one, the next one, or one drawn for each tile."""
+
+    ALL = "All"
+    SINGLE_FIXED = "SingleFixed"
+    SINGLE_SEQUENTIAL = "SingleSequential"
+    SINGLE_RANDOM = "SingleRandom"
+
+
+class Cell(Device, abc.ABC):
+    """Devices whose weighted sum is the weight.
+
+    State: `weight`; the tensors of device k with "k." before their names; `updates`, int64 (tiles,), the vector pairs
+    so far.
+
+    Attributes:
+        unit_cell_devices: the devices of one cross-point.
+    """
+
+    unit_cell_devices: tuple[AnyPulsed, ...] = Field(min_length=1)
+
+    @abc.abstractmethod
+    def factors(self) -> Sequence[float]:
+        """What each device's weight counts."""
+
+    def granularity(self, compat: Compat = None) -> float:
+        """The mean of the devices' granularities."""
+        return sum(device.granularity(compat) for device in self.unit_cell_devices) / len(self.unit_cell_devices)
+
+    def draw(self, shape: Shape, generator: torch.Generator, place: torch.device) -> State:
+        """New devices, independent of each other."""
+        state: State = {"weight": torch.zeros(shape, device=place)}
+        state["updates"] = torch.zeros(shape[0], dtype=torch.int64, device=place)
+        for k, device in enumerate(self.unit_cell_devices):
+            state.update(named(device.draw(shape, generator, place), str(k)))
+        self.combine(state)
+        return state
+
+    def combine(self, state: State) -> None:
+        """Takes the weight from the devices."""
+        parts = (factor * state[f"{k}.weight"] for k, factor in enumerate(self.factors()) if factor)
+        state["weight"].copy_(sum(parts, torch.zeros_like(state["weight"])))
+
+    def after_step(self, state: State, generator: torch.Generator) -> None:
+        """Decay and diffusion of each device."""
+        for k, device in enumerate(self.unit_cell_devices):
+            device.after_step(part(state, str(k)), generator)
+        self.combine(state)
+
+    def check(self, update: UpdateParameters) -> None:
+        """Raises ValueError unless the update makes pulses."""
+        if update.pulse_type in (PulseType.NONE, PulseType.NONE_WITH_DEVICE):
+            pulsed = [str(kind) for kind in PulseType if kind not in (PulseType.NONE, PulseType.NONE_WITH_DEVICE)]
+            raise ValueError(
+                f"pulse_type: got {update.pulse_type}, for cells of several devices allowed are {', '.join(pulsed)}"
+            )
+
+
+class VectorUnitCell(Cell):
+    """Devices that are read together, and updated together or in turns.
+
+    Weights that are set are divided among the devices so that their weighted sum is the weight: each gets
+    w / sum(gamma); with SINGLE_FIXED only the updated device is set, so that the sum comes right. (aihwkit sets each
+    device to w itself, which is the same for factors that sum to 1.)
+
+    State: that of `Cell`, and `turn`, int64 (tiles,), the device of the last update.
+
+    Attributes:
+        update_policy: which devices are updated.
+        first_update_idx: the device of SINGLE_FIXED, and the one before the first of SINGLE_SEQUENTIAL.
+        gamma_vec: the factors of the devices; without any each has 1 / n.
+    """
+
+    kind: Literal["Vector"] = "Vector"
+    update_policy: UpdatePolicy = UpdatePolicy.ALL
+    first_update_idx: int = Field(0, ge=0)
+    gamma_vec: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        devices = len(self.unit_cell_devices)
+        if self.gamma_vec and len(self.gamma_vec) != devices:
+            raise ValueError(f"gamma_vec: got {len(self.gamma_vec)} factors, allowed are {devices} or none")
+        if self.first_update_idx >= devices:
+            raise ValueError(f"first_update_idx: got {self.first_update_idx}, allowed are 0 to {devices - 1}")
+        fixed = self.update_policy is UpdatePolicy.SINGLE_FIXED
+        if (self.factors()[self.first_update_idx] if fixed else sum(self.factors())) == 0:
+            raise ValueError("gamma_vec: the devices that are set must not count 0 together")
+        return self
+
+    def factors(self) -> Sequence[float]:
+        """`gamma_vec`, or 1 / n."""
+        return self.gamma_vec or (1 / len(self.unit_cell_devices),) * len(self.unit_cell_devices)
+
+    def draw(self, shape: Shape, generator: torch.Generator, place: torch.device) -> State:
+        """New devices."""
+        state = super().draw(shape, generator, place)
+        state["turn"] = torch.full((shape[0],), self.first_update_idx, dtype=torch.int64, device=place)
+        return state
+
+    def write(self, state: State, weights: Tensor, generator: torch.Generator) -> None:
+        """Divides the weights among the devices."""
+        factors, fixed = self.factors(), self.first_update_idx
+        state["updates"].zero_()
+        if self.update_policy is UpdatePolicy.SINGLE_FIXED:
+            others = [factor * state[f"{k}.weight"] for k, factor in enumerate(factors) if k != fixed]
+            rest = (weights - sum(others, torch.zeros_like(weights))) / factors[fixed]
+            self.unit_cell_devices[fixed].write(part(state, str(fixed)), rest, generator)
+        else:
+            state["turn"].fill_(fixed)
+            for k, device in enumerate(self.unit_cell_devices):
+                device.write(part(state, str(k)), weights / sum(factors), generator)
+        self.combine(state)
+
+    def update(
+        self,
+        state: State,
+        pairs: Pairs,
+        lr: float,
+        update: UpdateParameters,
+        generator: torch.Generator,
+        compat: Compat = None,
+    ) -> None:
+        """The same pulses for each device whose turn it is."""
+        counts = coincidences(pairs.x, pairs.d, lr, self.granularity(compat), update, generator)
+        devices, tiles = len(self.unit_cell_devices), pairs.tiles
+        if self.update_policy is UpdatePolicy.SINGLE_SEQUENTIAL:
+            state["turn"][tiles] = (state["turn"][tiles] + 1) % devices
+        elif self.update_policy is UpdatePolicy.SINGLE_RANDOM:
+            chance = uniform(torch.empty(len(tiles), device=tiles.device), generator)
+            state["turn"][tiles] = (chance * devices).long().clamp_max(devices - 1)
+        for k, device in enumerate(self.unit_cell_devices):
+            due = counts
+            if self.update_policy is not UpdatePolicy.ALL:
+                due = torch.where((state["turn"][tiles] == k)[:, None, None], counts, 0.0)
+            device.pulse(part(state, str(k)), *addresses(due, tiles), generator)
+        state["updates"][tiles] += 1
+        self.combine(state)
+
+
+def named(state: State, prefix: str) -> State:
+    """The tensors of a part of a cell, as they are named in the cell's state."""
+    return {f"{prefix}.{name}": values for name, values in state.items()}
+
+
+def part(state: State, prefix: str) -> State:
+    """The tensors of a part of a cell under their own names; they are the same tensors."""
+    start = f"{prefix}."
+    return {name[len(start) :]: values for name, values in state.items() if name.startswith(start)}

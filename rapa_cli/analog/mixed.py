@@ -1,0 +1,139 @@
+"""Mixed precision: the outer products are accumulated digitally, and whole steps of the sum are written to devices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rapa_cli.analog.cells import named, part
+from rapa_cli.analog.device import Device, Shape, State
+from rapa_cli.analog.noise import rounded, uniform
+from rapa_cli.analog.onesided import OneSidedUnitCell
+from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters
+from rapa_cli.analog.steps import AnyPulsed
+from rapa_cli.analog.update import Pairs, coincidences
+
+
+class MixedPrecisionCompound(Device):
+    """Devices updated through a digital sum (Nandakumar et al., 2020).
+
+    Each vector pair adds lr d x^T to chi, both vectors first quantised to bins. After `transfer_every` updates rows
+    of chi are transferred: n = trunc(chi / g) steps go to the devices as pulses with both managements on, and n g is
+    taken from chi. (aihwkit transfers before it counts the pair, one pair later.)
+
+    State: the devices' with "device." before their names; `chi` (tiles, out, in); `updates` and `row`, int64 (tiles,).
+
+    Attributes:
+        device: what holds the weights; a one-sided pair counts each transfer as an update.
+        transfer_every: updates from one transfer to the next; 0 is never.
+        units_in_mbatch: whether these are whole batches and not vector pairs.
+        n_rows_per_transfer: rows of one transfer; -1 is all.
+        random_row: whether a transfer starts at a random row.
+        granularity: g; 0 takes that of the device.
+        transfer_lr: factor of the steps.
+        n_x_bins: bins of the inputs over their range; 0 is no quantisation.
+        n_d_bins: bins of the gradients.
+        stoc_round_x: whether inputs are rounded to bins stochastically.
+        stoc_round_d: whether gradients are.
+    """
+
+    kind: Literal["MixedPrecision"] = "MixedPrecision"
+    device: AnyPulsed | OneSidedUnitCell
+    transfer_every: int = Field(1, ge=0)
+    units_in_mbatch: bool = True
+    n_rows_per_transfer: int = Field(-1, ge=-1)
+    random_row: bool = False
+    granularity: float = Field(0.0, ge=0)
+    transfer_lr: float = Field(1.0, gt=0)
+    n_x_bins: int = Field(0, ge=0)
+    n_d_bins: int = Field(0, ge=0)
+    stoc_round_x: bool = True
+    stoc_round_d: bool = True
+
+    def draw(self, shape: Shape, generator: torch.Generator, place: torch.device) -> State:
+        """New devices and an empty sum."""
+        state = named(self.device.draw(shape, generator, place), "device")
+        state["chi"] = torch.zeros(shape, device=place)
+        state["updates"] = torch.zeros(shape[0], dtype=torch.int64, device=place)
+        state["row"] = torch.zeros(shape[0], dtype=torch.int64, device=place)
+        return state
+
+    def weights(self, state: State) -> Tensor:
+        """Those of the devices."""
+        return state["device.weight"]
+
+    def write(self, state: State, weights: Tensor, generator: torch.Generator) -> None:
+        """Sets the devices and empties the sum."""
+        self.device.write(part(state, "device"), weights, generator)
+        for name in ("chi", "updates", "row"):
+            state[name].zero_()
+
+    def check(self, update: UpdateParameters) -> None:
+        """Raises ValueError unless the update makes pulses."""
+        if update.pulse_type in (PulseType.NONE, PulseType.NONE_WITH_DEVICE):
+            raise ValueError(f"pulse_type: got {update.pulse_type}, for mixed precision it must make pulses")
+
+    def update(
+        self,
+        state: State,
+        pairs: Pairs,
+        lr: float,
+        update: UpdateParameters,
+        generator: torch.Generator,
+        compat: Compat = None,
+    ) -> None:
+        """Adds one pair of each tile to the sum, and transfers where it is time."""
+        x = _binned(pairs.x, self.n_x_bins, generator if self.stoc_round_x else None)
+        d = _binned(pairs.d, self.n_d_bins, generator if self.stoc_round_d else None)
+        state["chi"][pairs.tiles] += lr * (d[:, :, None] * x[:, None, :])
+        state["updates"][pairs.tiles] += 1
+        every = self.transfer_every * (pairs.batch if self.units_in_mbatch else torch.ones_like(pairs.batch))
+        due = (every > 0) & (state["updates"][pairs.tiles] % every.clamp_min(1) == 0)
+        if bool(due.any()):
+            self._transfer(state, pairs.tiles[due], update, generator, compat)
+
+    def _transfer(
+        self, state: State, tiles: Tensor, update: UpdateParameters, generator: torch.Generator, compat: Compat
+    ) -> None:
+        """Writes whole steps of the next rows of some tiles."""
+        _, rows, columns = state["chi"].shape
+        count = rows if self.n_rows_per_transfer < 0 else min(self.n_rows_per_transfer, rows)
+        start = state["row"][tiles]
+        if self.random_row and count < rows:
+            chance = uniform(torch.empty(len(tiles), device=tiles.device), generator)
+            start = (chance * rows).long().clamp_max(rows - 1)
+        row = (start[:, None] + torch.arange(count, device=tiles.device)) % rows
+        tile_of, row_of = tiles.repeat_interleave(count), row.flatten()
+        granularity = self.granularity or self.device.granularity(compat)
+        sums = state["chi"][tile_of, row_of]
+        steps = torch.trunc(sums / granularity)
+        state["chi"][tile_of, row_of] = sums - steps * granularity
+        managed = update.model_copy(update={"update_management": True, "update_bl_management": True})
+        # A row is an array with one output line of its own.
+        ones = torch.ones_like(steps[:, :1])
+        rate, own = granularity * self.transfer_lr, self.device.granularity(compat)
+        pulses = coincidences(steps, ones, rate, own, managed, generator)[:, 0]
+        at, column = pulses.nonzero(as_tuple=True)
+        where = (tile_of[at] * rows + row_of[at]) * columns + column
+        devices = part(state, "device")
+        self.device.pulse(devices, where, pulses[at, column], generator)
+        if isinstance(self.device, OneSidedUnitCell):
+            self.device.settle(devices, tiles, torch.ones_like(tiles), generator, compat)
+        state["row"][tiles] = (start + count) % rows
+
+    def after_step(self, state: State, generator: torch.Generator) -> None:
+        """Decay and diffusion of the devices."""
+        self.device.after_step(part(state, "device"), generator)
+
+
+def _binned(vectors: Tensor, bins: int, generator: torch.Generator | None) -> Tensor:
+    """Vectors quantised to `bins` over the range of each, unchanged for 0 bins or a vector of zeros."""
+    half = bins // 2
+    if half == 0:
+        return vectors
+    width = vectors.abs().amax(1, keepdim=True) / half
+    width = torch.where(width > 0, width, 1.0)
+    return rounded(vectors / width, 1.0, generator).clamp(-half, half) * width
