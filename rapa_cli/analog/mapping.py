@@ -1,0 +1,195 @@
+"""Kernel matrices on arrays: split where they are too large, weights scaled to the devices, inputs to the DAC.
+
+The digital side of arrays: y = r alpha F(clamp(x, -r, r) / r), where F is an array's reading, alpha the mapping scales
+and r the input range; what parts of a split matrix answer is summed digitally.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rapa_cli.analog.bank import AnalogBank, Arrays
+from rapa_cli.analog.device import State
+from rapa_cli.analog.periphery import Reading
+from rapa_cli.config import Frozen
+
+
+class Mapping(Frozen):
+    """How matrices are put on arrays.
+
+    Attributes:
+        max_input_size: input lines of the largest array; 0 is any number.
+        max_output_size: its output lines.
+        weight_scaling_omega: what the largest weight of a part is scaled to when weights are set; 0 leaves them.
+        weight_scaling_columnwise: whether each output line has a scale of its own.
+        input_range: inputs are clipped to this and divided by it, the outputs multiplied; 0 leaves them.
+    """
+
+    max_input_size: int = Field(0, ge=0)
+    max_output_size: int = Field(0, ge=0)
+    weight_scaling_omega: float = Field(0.0, ge=0)
+    weight_scaling_columnwise: bool = False
+    input_range: float = Field(0.0, ge=0)
+
+
+class MappedReading(NamedTuple):
+    """What a mapped bank answers.
+
+    Attributes:
+        values: (N, out).
+        parts: the reading of each part, in the order of `MappedBank.banks`.
+        inside: bool (N, in), which inputs lie within the input range.
+    """
+
+    values: Tensor
+    parts: tuple[Reading, ...]
+    inside: Tensor
+
+
+def equal_split(size: int, largest: int) -> list[int]:
+    """Splits a size into as few parts as possible, of sizes that differ by at most 1, the larger ones first."""
+    if largest <= 0 or size <= largest:
+        return [size]
+    parts = -(-size // largest)
+    least, more = divmod(size, parts)
+    return [least + 1] * more + [least] * (parts - more)
+
+
+class MappedBank:
+    """Matrices of any size on a grid of banks, with the same calls as `AnalogBank`.
+
+    Args:
+        arrays: what the arrays are made of; with a mapping scale alpha, pulses are for d / alpha.
+        mapping: how matrices are put on them.
+        tiles: number of matrices.
+        out_size: their rows.
+        in_size: their columns.
+        generator: for what is drawn once.
+        place: torch's device.
+
+    Attributes:
+        in_sizes: columns of the parts.
+        out_sizes: rows of the parts.
+        banks: the parts, row by row of the grid.
+        scales: alpha of each part, (tiles, rows of the part).
+        input_range: r, a tensor of one number, 0 for none; may be changed in place.
+        state: every tensor that a checkpoint needs, part p with "p." before its names.
+
+    Raises:
+        ValueError: as `AnalogBank`.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        mapping: Mapping,
+        tiles: int,
+        out_size: int,
+        in_size: int,
+        generator: torch.Generator,
+        place: torch.device | str = "cpu",
+    ) -> None:
+        self.arrays, self.mapping, self.tiles, self.out_size, self.in_size = arrays, mapping, tiles, out_size, in_size
+        self.out_sizes = equal_split(out_size, mapping.max_output_size)
+        self.in_sizes = equal_split(in_size, mapping.max_input_size)
+        grid = [(rows, columns) for rows in self.out_sizes for columns in self.in_sizes]
+        self.banks = [AnalogBank(arrays, tiles, rows, columns, generator, place) for rows, columns in grid]
+        self.scales = [torch.ones(tiles, rows, device=place) for rows, _ in grid]
+        self.input_range = torch.tensor(mapping.input_range, device=place)
+        self.state: State = {"input_range": self.input_range}
+        for p, (bank, scale) in enumerate(zip(self.banks, self.scales, strict=True)):
+            self.state.update({f"{p}.{name}": values for name, values in bank.state.items()})
+            self.state[f"{p}.scale"] = scale
+
+    def get_weights(self) -> Tensor:
+        """The weights as they are read, with their scales: (tiles, out, in)."""
+        parts = [scale[:, :, None] * bank.get_weights() for bank, scale in zip(self.banks, self.scales, strict=True)]
+        columns = len(self.in_sizes)
+        rows = [torch.cat(parts[first : first + columns], 2) for first in range(0, len(parts), columns)]
+        return torch.cat(rows, 1)
+
+    def set_weights(self, weights: Tensor, generator: torch.Generator) -> None:
+        """Scales and writes weights.
+
+        Args:
+            weights: (tiles, out, in).
+            generator: for write noise.
+
+        Raises:
+            ValueError: another shape.
+        """
+        shape = (self.tiles, self.out_size, self.in_size)
+        if tuple(weights.shape) != shape:
+            raise ValueError(f"weights: got shape {tuple(weights.shape)}, allowed is {shape}")
+        weights = weights.detach()
+        parts = [part for row in _split(weights, self.out_sizes, 1) for part in _split(row, self.in_sizes, 2)]
+        omega = self.mapping.weight_scaling_omega
+        for part, bank, scale in zip(parts, self.banks, self.scales, strict=True):
+            if omega > 0:
+                lines = part.abs().amax(2)
+                largest = lines if self.mapping.weight_scaling_columnwise else lines.amax(1, keepdim=True)
+                scale.copy_(torch.where(largest > 0, largest / omega, 1.0).expand_as(scale))
+            bank.set_weights(part / scale[:, :, None], generator)
+
+    def forward(self, x: Tensor, sizes: Sequence[int], generator: torch.Generator) -> MappedReading:
+        """Reads y = W x for each vector: x (N, in) in the order of tiles, `sizes` vectors of each."""
+        x, bound = x.detach(), float(self.input_range)
+        inside = x.abs() <= bound if bound > 0 else torch.ones_like(x, dtype=torch.bool)
+        inputs = _split(x.clamp(-bound, bound) / bound if bound > 0 else x, self.in_sizes, 1)
+        readings = [bank.forward(inputs[p % len(inputs)], sizes, generator) for p, bank in enumerate(self.banks)]
+        values = [self._scaled(p, reading.values, sizes) for p, reading in enumerate(readings)]
+        columns = len(self.in_sizes)
+        rows = [sum(values[first + 1 : first + columns], values[first]) for first in range(0, len(values), columns)]
+        y = torch.cat(rows, 1)
+        return MappedReading(y * bound if bound > 0 else y, tuple(readings), inside)
+
+    def backward(
+        self, d: Tensor, sizes: Sequence[int], generator: torch.Generator, reading: MappedReading | None = None
+    ) -> Tensor:
+        """Reads dL/dx: d (N, out) in the order of tiles; inputs outside the range have gradient 0."""
+        outputs = _split(d.detach(), self.out_sizes, 1)
+        columns = len(self.in_sizes)
+        sums: list[Tensor | None] = [None] * columns
+        for p, bank in enumerate(self.banks):
+            part = self._scaled(p, outputs[p // columns], sizes)
+            read = bank.backward(part, sizes, generator, None if reading is None else reading.parts[p])
+            before = sums[p % columns]
+            sums[p % columns] = read if before is None else before + read
+        gradient = torch.cat([part for part in sums if part is not None], 1)
+        return gradient if reading is None else torch.where(reading.inside, gradient, 0.0)
+
+    def update(self, x: Tensor, d: Tensor, sizes: Sequence[int], lr: float, generator: torch.Generator) -> None:
+        """Changes each matrix by -lr d x^T: each part by pulses for x as its DAC range has it, and d / alpha.
+
+        With an input range r, y = r alpha W clamp(x) / r, so that the change of W is for clamp(x).
+        """
+        bound = float(self.input_range)
+        inputs = _split(x.detach().clamp(-bound, bound) if bound > 0 else x.detach(), self.in_sizes, 1)
+        outputs = _split(d.detach(), self.out_sizes, 1)
+        for p, bank in enumerate(self.banks):
+            row, column = divmod(p, len(self.in_sizes))
+            bank.update(inputs[column], self._scaled(p, outputs[row], sizes, inverse=True), sizes, lr, generator)
+
+    def after_step(self, generator: torch.Generator) -> None:
+        """Decay and diffusion of the devices."""
+        for bank in self.banks:
+            bank.after_step(generator)
+
+    def _scaled(self, p: int, values: Tensor, sizes: Sequence[int], *, inverse: bool = False) -> Tensor:
+        """Vectors of output lines (N, rows) times the scales of their tiles."""
+        if self.mapping.weight_scaling_omega <= 0:
+            return values
+        scale = 1 / self.scales[p] if inverse else self.scales[p]
+        return values * scale.repeat_interleave(torch.tensor(sizes, device=scale.device), 0)
+
+
+def _split(values: Tensor, sizes: Sequence[int], dim: int) -> list[Tensor]:
+    """Neighbouring parts of these sizes."""
+    ends = itertools.accumulate(sizes)
+    return [values.narrow(dim, end - size, size) for end, size in zip(ends, sizes, strict=True)]
