@@ -265,15 +265,18 @@ def test_warnings_of_libraries_are_for_developers() -> None:
     assert "look here" in python(code, variables={"PYTHONWARNINGS": "default"}).stderr
 
 
-@pytest.mark.parametrize(("given", "seen"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_wait_without_computing_unless_the_user_wants_it(
+@pytest.mark.parametrize(
+    ("given", "seen"), [({}, "2000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_threads_wait_busily_for_a_short_time_unless_the_user_wants_otherwise(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: str
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     code = (
         "import os, sys\n"
         "from rapa_cli import app\n"
-        "app.app.command('show')(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules))\n"
+        "app.app.command('show')(lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules))\n"
         "sys.argv[1:] = ['show']\n"
         "app.main()\n"
     )
