@@ -31,13 +31,14 @@ def reduce(model: nn.Module, by: str = "norm") -> nn.Module:
     if by not in WAYS:
         raise ValueError(f"by: there is no '{by}'; {suggestion(by, WAYS)}")
     model = copy.deepcopy(model)
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, TiledConv2d):
-            ordinary = _ordinary(layer, largest_norm(layer.weight.detach()))
-            if not name:
-                return ordinary
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, ordinary)
+    # A convolution that a network holds in several places becomes one ordinary layer in all of them.
+    places = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, TiledConv2d)]
+    ordinary = {layer: _ordinary(layer, largest_norm(layer.weight.detach())) for _, layer in places}
+    for name, layer in places:
+        if not name:
+            return ordinary[layer]
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, ordinary[layer])
     if isinstance(model, Network):
         ones = (1,) * len(model.definition.tiles or ())
         model.definition = model.definition.model_copy(update={"scheme": "none", "tiles": ones})

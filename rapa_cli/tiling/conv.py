@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class TiledConv2d(KeyedLayer):
         arrays: what the arrays are made of; None are ideal ones.
 
     Attributes:
-        weight: (tiles, out, in, kh, kw); for `perforated` (1, out, in, kh, kw).
+        weight: (tiles, out, in, kh, kw); for `perforated` (1, out, in, kh, kw). In memory each tile is a matrix
+            (kh kw in, out), as the kernels read it; a state dictionary holds it contiguous in its shape.
         bias: (tiles, out) or (1, out), or None.
 
     Raises:
@@ -77,10 +79,12 @@ class TiledConv2d(KeyedLayer):
         else:
             self.padding = _pair("padding", padding, 0)
         self._scheme = scheme_named(scheme)
+        if not isinstance(tiles, int) or isinstance(tiles, bool):
+            raise ValueError(f"tiles: got {tiles!r}, allowed are whole numbers from 1")
         self._scheme.check(tiles)
         self.scheme, self.tiles = scheme, tiles
         matrices = self._scheme.matrices(tiles)
-        # In memory as the kernels read it, each tile a matrix (kh kw in, out), so that no step copies it.
+        # In memory as the kernels read it, so that no step copies it.
         in_memory = torch.empty(matrices, *self.kernel_size, in_channels, out_channels)
         self.weight = nn.Parameter(in_memory.permute(0, 4, 3, 1, 2))
         self.bias = nn.Parameter(torch.empty(matrices, out_channels)) if bias else None
@@ -153,6 +157,12 @@ class TiledConv2d(KeyedLayer):
             assignment = self.assign(len(x), (geometry.out_height, geometry.out_width))
         reads = self._scheme.reads(self.tiles, geometry)
         return tiled_conv2d(x, self.weight, self.bias, assignment.to(x.device), geometry, reads)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            # Files and `view` want it so, whatever the order in memory.
+            destination[prefix + "weight"] = destination[prefix + "weight"].contiguous()
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

@@ -146,3 +146,11 @@ def test_no_similarity_without_two_tiles_that_vary() -> None:
     constant = torch.rand(2, 2, 3, 3, 3)
     constant[0, 0] = 1
     assert similarity(constant) == pytest.approx(correlations(constant[:, 1:]), abs=1e-6)
+
+
+def test_a_shared_convolution_is_reduced_everywhere() -> None:
+    shared = TiledConv2d(3, 3, 3, padding=1, tiles=4)
+    reduced = reduce(nn.Sequential(shared, nn.ReLU(), shared))
+    assert isinstance(reduced, nn.Sequential)
+    assert type(reduced[0]) is nn.Conv2d
+    assert reduced[0] is reduced[2]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -552,3 +554,18 @@ def test_it_prints_its_arguments() -> None:
         "TiledConv2d(2, 3, kernel_size=(3, 1), stride=(1, 1), padding='same', dilation=(1, 1), bias=False, "
         "tiles=4, scheme='alternate')"
     )
+
+
+def test_a_state_dictionary_holds_contiguous_tensors() -> None:
+    layer, other = (TiledConv2d(3, 8, 5, tiles=4) for _ in range(2))
+    state = layer.state_dict()
+    assert all(tensor.is_contiguous() for tensor in state.values())
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
+    assert torch.equal(other.weight, layer.weight)
+    assert other.weight.stride() == layer.weight.stride()
+
+
+@pytest.mark.parametrize("tiles", [True, 2.0, "4", None])
+def test_tiles_of_another_type_are_refused(tiles: Any) -> None:
+    with pytest.raises(ValueError, match="^tiles: got"):
+        TiledConv2d(3, 8, 5, tiles=tiles)
