@@ -567,5 +567,5 @@ def test_a_state_dictionary_holds_contiguous_tensors() -> None:
 
 @pytest.mark.parametrize("tiles", [True, 2.0, "4", None])
 def test_tiles_of_another_type_are_refused(tiles: Any) -> None:
-    with pytest.raises(ValueError, match="^tiles: got"):
+    with pytest.raises(ValueError, match=r"^tiles: got"):
         TiledConv2d(3, 8, 5, tiles=tiles)
