@@ -91,7 +91,7 @@ class IOParameters(Frozen):
         out_asymmetry: negative outputs are multiplied by 1 minus this.
         out_scale: factor of the digital result.
         noise_management: what a vector is divided by before the DAC, and its result multiplied by.
-        nm_thres: largest divisor of ABS_MAX and MAX (0: none), the divisor of CONSTANT (0: 1).
+        nm_thres: largest max|x| of ABS_MAX, ABS_MAX_NP_SUM and MAX (0: none), the divisor of CONSTANT (0: 1).
         bound_management: whether a vector whose outputs clip is read again, smaller.
         max_bm_factor: no further reading after a reduction above this.
         max_bm_res: nor after one above this fraction of the DAC's steps on one side.

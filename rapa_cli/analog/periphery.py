@@ -162,6 +162,7 @@ class Periphery:
         if management is NoiseManagement.ABS_MAX:
             return _limited(largest, io.nm_thres)
         if management is NoiseManagement.ABS_MAX_NP_SUM:
+            largest = _limited(largest, io.nm_thres)
             one_sided = torch.maximum(x.clamp_min(0).sum(1), -x.clamp_max(0).sum(1))
             expected = _EXPECTED_W_MAX * one_sided / io.out_bound
             if io.inp_step > 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -225,30 +226,51 @@ def _pcm(case: Case) -> None:
 
 
 def _weights_in_pcm(case: Case, model: PCMLikeNoiseModel) -> None:
-    """Conversion, programming, drift and its compensation, of whichever the case has results."""
+    """Conversion, programming, drift and its compensation of one tile, of whichever the case has results."""
     params, inputs, draws = case["params"], case["inputs"], cases.generator(case)
     nu = next((params[name] for name in ("nu", "drift_nu", "constant_nu") if name in params), inputs.get("nu"))
     if nu is not None:
         model = model.model_copy(update={"custom_drift": ((0.0, nu, 0.0), (model.g_max, nu, 0.0))})
-    weights = tensor(next(inputs[name] for name in ("W", "weights", "weight", "w") if name in inputs))
-    weights = weights.view(-1, *weights.shape[-2:]) if weights.ndim > 1 else weights.view(1, 1, -1)
-    pair = single_pair(weights, model.g_max, model.g_min)
+    given = tensor(next(inputs[name] for name in _WEIGHTS if name in inputs))
+    given = given[None] if given.ndim == 0 else given
+    # Single values are rows of as many devices as there are samples.
+    matrix = given if given.ndim == 2 else given[:, None].expand(-1, int(inputs.get("n", 1)))
+    pair = single_pair(matrix[None], model.g_max, model.g_min)
     found: dict[str, Any] = {"g_plus": pair.plus[0], "g_minus": pair.minus[0], "scale_ratio": pair.scale[0, 0, 0]}
     found |= {"conductances": torch.stack([pair.plus[0], pair.minus[0]]), "weights": pair.weights()[0]}
-    times = inputs.get("t_inference", ())
-    if times:
-        programmed = Programmed(weights, model, draws, compat="rpucuda")
-        arrays = Arrays(device=IdealDevice(), forward=cases.io(params.get("forward")))
-        bank = AnalogBank(arrays, len(weights), weights.shape[1], weights.shape[2], draws)
-        bank.set_weights(programmed.weights(), draws)
-        first, ratios, alphas = read_out(bank, draws), [], []
-        for t in times if isinstance(times, list) else [times]:
-            now = programmed.at(t, draws)
-            bank.set_weights(now, draws)
-            ratios.append(float(now.abs().sum() / programmed.weights().abs().sum()))
-            alphas.append(float(compensation(first, read_out(bank, draws))))
-        found |= {"weight_ratio": ratios, "alpha": alphas}
-    _compare(found, case["expected"], case.get("tol") or 2e-6)
+    programmed = Programmed(matrix[None], model, draws, compat="rpucuda")
+    arrays = Arrays(device=IdealDevice(), forward=cases.io(params.get("forward")))
+    bank = AnalogBank(arrays, 1, len(matrix), matrix.shape[1], draws)
+    bank.set_weights(programmed.weights(), draws)
+    first, times = read_out(bank, draws), inputs.get("t_inference", [])
+    later: dict[float, Tensor] = {}
+    for t in times if isinstance(times, list) else [times]:
+        later[float(t)] = programmed.at(t, draws)[0]
+        bank.set_weights(later[t][None], draws)
+        found.setdefault("alpha", []).append(float(compensation(first, read_out(bank, draws))))
+        found.setdefault("weight_ratio", []).append(float(later[t].sum() / programmed.weights().sum()))
+    plain = {name: target for name, target in case["expected"].items() if not isinstance(target, dict)}
+    _compare(found, plain, case.get("tol") or 2e-6)
+    for path, target in _samples(case["expected"]):
+        numbers = [float(key) for key in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", " ".join(path))]
+        sample = next((later[number] for number in numbers if number in later), programmed.weights()[0])
+        row = next((row for number in numbers for row in (given == number).nonzero()[:, 0] if given.ndim == 1), None)
+        assert_sample(sample if row is None else sample[row], target, " ".join(path))
+
+
+_WEIGHTS = ("W", "weights", "weight", "w", "w_target")
+
+
+def _samples(
+    expected: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, float]]]:
+    """The statistics in nested results, with the keys that lead to them."""
+    if "mean" in expected:
+        yield path, expected
+        return
+    for name, part in expected.items():
+        if isinstance(part, dict):
+            yield from _samples(part, (*path, name))
 
 
 def _compare(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
