@@ -15,9 +15,10 @@ from rapa_cli.kernels.geometry import Geometry
 
 _COUNTS = ("batch", "patches", "tiles", "lines", "run", "out", "image", "parts", "part_images")
 _POINTERS = ("line_offset", "order", "base", "start")
-# Numbers of a part's images and gradients that stay in a core's second-level cache, and patches that fill a block.
+# Numbers of a part's images and gradients that stay in a core's second-level cache, and patches of a tile in a part that
+# make up for reading its kernel matrix again.
 _CACHED_NUMBERS = 1 << 17
-_BLOCK = 12
+_WORTH_READING = 96
 # Numbers of kernel matrices that the cores' shared cache holds beside the rest.
 _SHARED_NUMBERS = 1 << 20
 
@@ -199,9 +200,9 @@ class Work:
 
 
 def _part_images(batch: int, patches: int, tiles: int, image_numbers: int) -> int:
-    """Images of a part: few enough for the cache, enough to fill a tile's blocks, and parts for all threads."""
+    """Images of a part: few enough for the cache, enough for a tile to be worth reading, and parts for all threads."""
     cached = _CACHED_NUMBERS // image_numbers
-    filling = -(-_BLOCK * tiles // patches)
+    filling = -(-_WORTH_READING * tiles // patches)
     return max(min(max(cached, filling), -(-batch // torch.get_num_threads())), 1)
 
 
