@@ -220,14 +220,14 @@ class _ReferenceFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, assignment)
         ctx.geometry = geometry  # type: ignore[attr-defined]
-        return reference.forward(x, weight, bias, assignment, geometry, None)
+        return reference.forward(x, weight, bias, assignment, geometry)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, assignment = ctx.saved_tensors  # type: ignore[attr-defined]
         wanted = (ctx.needs_input_grad[0], True, True)  # type: ignore[attr-defined]
         geometry = ctx.geometry  # type: ignore[attr-defined]
-        parts = reference.backward(gradients[0], x, weight, assignment, geometry, None, wanted=wanted)
+        parts = reference.backward(gradients[0], x, weight, assignment, geometry, wanted=wanted)
         return (*parts, None, None)
 
 

@@ -15,8 +15,8 @@ from rapa_cli.kernels.geometry import Geometry
 
 _COUNTS = ("batch", "patches", "tiles", "lines", "run", "out", "image", "parts", "part_images")
 _POINTERS = ("line_offset", "order", "base", "start")
-# Numbers of a part's images and gradients that stay in a core's second-level cache, and patches of a tile in a part that
-# make up for reading its kernel matrix again.
+# Numbers of a part's images and gradients that stay in a core's second-level cache, and patches of a tile in a part
+# that make up for reading its kernel matrix again.
 _CACHED_NUMBERS = 1 << 17
 _WORTH_READING = 96
 # Numbers of kernel matrices that the cores' shared cache holds beside the rest.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class Geometry:
@@ -54,14 +51,3 @@ class Geometry:
     def patches(self) -> int:
         """The paper's n_p, output pixels of an image."""
         return self.out_height * self.out_width
-
-    def input_pixels(self) -> tuple[Tensor, Tensor]:
-        """Row and column of each input pixel that each patch reads, int64 (n_p, kh kw); the padding lies outside."""
-        y = torch.arange(self.out_height) * self.stride[0] - self.padding[0]
-        x = torch.arange(self.out_width) * self.stride[1] - self.padding[2]
-        dy = torch.arange(self.kernel[0]) * self.dilation[0]
-        dx = torch.arange(self.kernel[1]) * self.dilation[1]
-        shape = (self.out_height, self.out_width, *self.kernel)
-        rows = (y[:, None] + dy)[:, None, :, None].expand(shape)
-        columns = (x[:, None] + dx)[None, :, None, :].expand(shape)
-        return rows.reshape(self.patches, -1), columns.reshape(self.patches, -1)

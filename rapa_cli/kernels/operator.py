@@ -25,7 +25,6 @@ def tiled_conv2d(
     bias: Tensor | None,
     assignment: Tensor,
     geometry: Geometry,
-    reads: Tensor | None = None,
 ) -> Tensor:
     """Convolves each patch with the kernel matrix of its tile (paper, section 2).
 
@@ -35,15 +34,14 @@ def tiled_conv2d(
         bias: (tiles, out) or None.
         assignment: int64 (B, n_p), values in [0, tiles); where -1 the output is 0.
         geometry: of the convolution, for images of this size.
-        reads: bool (n_p, kh kw), input pixels that a patch may read, or None for all; others read as zero.
 
     Returns:
         (B, out, h, w), channels last in memory. Gradients flow to x, weight and bias, once.
     """
-    if reads is None and _past_operator(x, weight, bias, geometry):
+    if _past_operator(x, weight, bias, geometry):
         direct: Tensor = _Direct.apply(x, weight, bias, assignment, geometry)
         return direct
-    output: Tensor = _forward(x, weight, bias, assignment, reads, _numbers(geometry))
+    output: Tensor = _forward(x, weight, bias, assignment, _numbers(geometry))
     return output
 
 
@@ -94,16 +92,15 @@ def _forward(
     weight: Tensor,
     bias: Tensor | None,
     assignment: Tensor,
-    reads: Tensor | None,
     geometry: Sequence[int],
 ) -> Tensor:
     shape = _geometry(geometry)
-    if reads is None and len(x) and in_c(x, weight, bias) and cpu.fits(x, shape):
+    if len(x) and in_c(x, weight, bias) and cpu.fits(x, shape):
         output = cpu.forward(cpu.Work.of(assignment, weight, shape), x, weight, bias)
-    elif reads is None and len(x) and (gpu := in_triton(x, shape, weight, bias)):
+    elif len(x) and (gpu := in_triton(x, shape, weight, bias)):
         output = gpu.forward(x, weight, bias, assignment, shape)
     else:
-        output = reference.forward(x, weight, bias, assignment, shape, reads)
+        output = reference.forward(x, weight, bias, assignment, shape)
     return _as_images(output)
 
 
@@ -113,7 +110,6 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     assignment: Tensor,
-    reads: Tensor | None,
     geometry: Sequence[int],
 ) -> Tensor:
     shape = _geometry(geometry)
@@ -127,17 +123,16 @@ def _backward(
     x: Tensor,
     weight: Tensor,
     assignment: Tensor,
-    reads: Tensor | None,
     geometry: Sequence[int],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     shape, flags = _geometry(geometry), (wanted[0], wanted[1], wanted[2])
-    if reads is None and len(x) and in_c(gradient, x, weight) and cpu.fits(x, shape):
+    if len(x) and in_c(gradient, x, weight) and cpu.fits(x, shape):
         gradients = cpu.backward(cpu.Work.of(assignment, weight, shape), gradient, x, weight, wanted=flags)
-    elif reads is None and len(x) and (gpu := in_triton(x, shape, gradient, weight)):
+    elif len(x) and (gpu := in_triton(x, shape, gradient, weight)):
         gradients = gpu.backward(gradient, x, weight, assignment, shape, wanted=flags)
     else:
-        gradients = reference.backward(gradient, x, weight, assignment, shape, reads, wanted=flags)
+        gradients = reference.backward(gradient, x, weight, assignment, shape, wanted=flags)
     layouts: tuple[Callable[[Tensor], Tensor], ...] = (_as_images, _as_matrices, Tensor.contiguous)
     return [layout(part) for layout, part in zip(layouts, gradients, strict=True) if part is not None]
 
@@ -148,7 +143,6 @@ def _(
     x: Tensor,
     weight: Tensor,
     assignment: Tensor,
-    reads: Tensor | None,
     geometry: Sequence[int],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
@@ -173,16 +167,16 @@ def _as_matrices(weight: Tensor) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, assignment, reads, geometry = inputs
-    ctx.save_for_backward(x, weight, assignment, reads)
+    x, weight, _, assignment, geometry = inputs
+    ctx.save_for_backward(x, weight, assignment)
     ctx.geometry = geometry
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, assignment, reads = ctx.saved_tensors
+    x, weight, assignment = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
-    parts = iter(_backward(gradient, x, weight, assignment, reads, ctx.geometry, wanted) if any(wanted) else ())
-    return (*(next(parts) if flag else None for flag in wanted), None, None, None)
+    parts = iter(_backward(gradient, x, weight, assignment, ctx.geometry, wanted) if any(wanted) else ())
+    return (*(next(parts) if flag else None for flag in wanted), None, None)
 
 
 torch.library.register_autograd("rapa::tiled_conv2d", _gradients, setup_context=_setup)

@@ -63,9 +63,7 @@ def blocks_of(assignment: Tensor, tiles: int) -> Blocks:
     return Blocks(patch, tile, False, not skipped)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry, reads: Tensor | None
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry) -> Tensor:
     """The convolution; see `kernels.operator.tiled_conv2d`.
 
     Returns:
@@ -73,7 +71,7 @@ def forward(
     """
     images = _images_at_once(x, weight, geometry)
     parts = [
-        _forward(x[i : i + images], weight, bias, assignment[i : i + images], geometry, reads)
+        _forward(x[i : i + images], weight, bias, assignment[i : i + images], geometry)
         for i in range(0, max(len(x), 1), images)
     ]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -85,7 +83,6 @@ def backward(
     weight: Tensor,
     assignment: Tensor,
     geometry: Geometry,
-    reads: Tensor | None,
     *,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -97,28 +94,23 @@ def backward(
         weight: as in `forward`.
         assignment: as in `forward`.
         geometry: as in `forward`.
-        reads: as in `forward`.
         wanted: which of the three.
     """
     images = _images_at_once(x, weight, geometry)
     x_parts, weight_grad, bias_grad = [], None, None
     for i in range(0, max(len(x), 1), images):
         part = slice(i, i + images)
-        x_part, weight_part, bias_part = _backward(
-            gradient[part], x[part], weight, assignment[part], geometry, reads, wanted
-        )
+        x_part, weight_part, bias_part = _backward(gradient[part], x[part], weight, assignment[part], geometry, wanted)
         x_parts.append(x_part)
         weight_grad = weight_part if weight_grad is None or weight_part is None else weight_grad + weight_part
         bias_grad = bias_part if bias_grad is None or bias_part is None else bias_grad + bias_part
     return torch.cat([part for part in x_parts if part is not None]) if wanted[0] else None, weight_grad, bias_grad
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry, reads: Tensor | None
-) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry) -> Tensor:
     batch, tiles, out_channels = len(x), weight.shape[0], weight.shape[1]
     blocks = blocks_of(assignment, tiles)
-    patches = _gather(x, blocks, geometry, reads)
+    patches = _gather(x, blocks, geometry)
     kernels = _kernel_matrices(weight)
     if not blocks.one_each:
         kernels = kernels[blocks.tile]
@@ -136,7 +128,6 @@ def _backward(
     weight: Tensor,
     assignment: Tensor,
     geometry: Geometry,
-    reads: Tensor | None,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     tiles, out_channels, in_channels = weight.shape[:3]
@@ -153,7 +144,7 @@ def _backward(
 
     x_grad = weight_grad = bias_grad = None
     if wanted[1]:
-        patches = _gather(x, blocks, geometry, reads)
+        patches = _gather(x, blocks, geometry)
         by_tile = to_tiles(torch.bmm(patches.transpose(1, 2), error))
         weight_grad = by_tile.view(tiles, *geometry.kernel, in_channels, out_channels).permute(0, 4, 3, 1, 2)
     if wanted[2]:
@@ -164,7 +155,7 @@ def _backward(
             kernels = kernels[blocks.tile]
         products = torch.bmm(error, kernels.transpose(1, 2))
         back = _scatter(products, blocks.patch, len(per_pixel), complete=blocks.complete)
-        x_grad = _fold(back, x.shape, geometry, reads)
+        x_grad = _fold(back, x.shape, geometry)
     return x_grad, weight_grad, bias_grad
 
 
@@ -183,7 +174,7 @@ def _kernel_matrices(weight: Tensor) -> Tensor:
     return weight.permute(0, 3, 4, 2, 1).reshape(tiles, -1, out_channels)
 
 
-def _gather(x: Tensor, blocks: Blocks, geometry: Geometry, reads: Tensor | None) -> Tensor:
+def _gather(x: Tensor, blocks: Blocks, geometry: Geometry) -> Tensor:
     """The patches of each block, (blocks, rows, k). Unused rows hold some patch; their products are dropped."""
     batch, channels = x.shape[:2]
     (kh, kw), (dh, dw) = geometry.kernel, geometry.dilation
@@ -198,8 +189,6 @@ def _gather(x: Tensor, blocks: Blocks, geometry: Geometry, reads: Tensor | None)
     y, column = pixel // geometry.out_width * geometry.stride[0], pixel % geometry.out_width * geometry.stride[1]
     lines = (image * height + y)[:, None] + torch.arange(kh, device=x.device) * dh
     gathered = runs.index_select(0, (lines * width + column[:, None]).reshape(-1))
-    if reads is not None:
-        gathered = gathered.view(len(patch), kh * kw, channels) * reads.to(x.device)[pixel][..., None]
     return gathered.reshape(*blocks.patch.shape, kh * kw * channels)
 
 
@@ -210,13 +199,11 @@ def _scatter(rows: Tensor, patch: Tensor, total: int, *, complete: bool) -> Tens
     return ordered.index_copy_(0, patch.reshape(-1), rows.reshape(-1, rows.shape[-1]))[:total]
 
 
-def _fold(rows: Tensor, shape: torch.Size, geometry: Geometry, reads: Tensor | None) -> Tensor:
+def _fold(rows: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     """Adds the gradients of patches (B n_p, k) up to the gradient of the images they overlap in, (B, C, H, W)."""
     batch, channels, in_height, in_width = shape
     (kh, kw), (dh, dw), (sh, sw) = geometry.kernel, geometry.dilation, geometry.stride
     parts = rows.view(batch, geometry.patches, kh * kw, channels)
-    if reads is not None:
-        parts = parts * reads.to(rows.device)[..., None]
     parts = parts.view(batch, geometry.out_height, geometry.out_width, kh, kw, channels)
     total = rows.new_zeros(batch, geometry.padded_height, geometry.padded_width, channels)
     reach_y, reach_x = (geometry.out_height - 1) * sh + 1, (geometry.out_width - 1) * sw + 1

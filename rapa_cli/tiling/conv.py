@@ -155,8 +155,13 @@ class TiledConv2d(KeyedLayer):
             )
         else:
             assignment = self.assign(len(x), (geometry.out_height, geometry.out_width))
-        reads = self._scheme.reads(self.tiles, geometry)
-        return tiled_conv2d(x, self.weight, self.bias, assignment.to(x.device), geometry, reads)
+        cut = self._scheme.cut(self.tiles, geometry, x.device)
+        if cut is not None:
+            return cut.convolve(x, assignment.to(x.device), (geometry.out_height, geometry.out_width), self._product)
+        return self._product(x, assignment.to(x.device), geometry)
+
+    def _product(self, x: Tensor, assignment: Tensor, geometry: Geometry) -> Tensor:
+        return tiled_conv2d(x, self.weight, self.bias, assignment, geometry)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -16,6 +16,7 @@ from rapa_cli.kernels import cpu
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import Draw, KeyedLayer
 from rapa_cli.philox import Purpose, Stream, key_of
+from rapa_cli.tiling.regions import Cut, cut, region_of
 
 # The word that turns the labels; no image has so many patches that a patch would use it too.
 _OFFSET_BLOCK = 0xFFFFFFFF
@@ -62,8 +63,8 @@ class Scheme:
         """
         raise NotImplementedError
 
-    def reads(self, tiles: int, geometry: Geometry) -> Tensor | None:
-        """Which input pixels a patch may read: bool (n_p, kh kw), or None for all."""
+    def cut(self, tiles: int, geometry: Geometry, device: torch.device) -> Cut | None:
+        """How images are cut where patches read pixels of their own region only; None where they read all."""
         return None
 
 
@@ -98,15 +99,9 @@ class ImagePad(ImageOverlap):
 
     name = "image-pad"
 
-    def reads(self, tiles: int, geometry: Geometry) -> Tensor:
-        """Input pixels in the patch's own region; the padding's pixels are zero anyway."""
-        q = math.isqrt(tiles)
-        own = _regions(q, geometry.out_height, geometry.out_width).flatten()
-        rows, columns = geometry.input_pixels()
-        height, width = geometry.in_height, geometry.in_width
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        region = _regions(q, height, width)[rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
-        return inside & (region == own[:, None])
+    def cut(self, tiles: int, geometry: Geometry, device: torch.device) -> Cut:
+        """Into the regions of the tiles."""
+        return cut(math.isqrt(tiles), geometry, device)
 
 
 class Alternate(Scheme):
@@ -213,9 +208,7 @@ def partition_in_torch(draw: Draw, *, patches: int, tiles: int) -> Tensor:
 
 def _regions(q: int, height: int, width: int) -> Tensor:
     """The region of each pixel of an image cut into q by q regions, int64 (height, width)."""
-    y = torch.arange(height) * q // height
-    x = torch.arange(width) * q // width
-    return x + q * y[:, None]
+    return region_of(q, width) + q * region_of(q, height)[:, None]
 
 
 def _same_for_all(assignment: Tensor, layer: KeyedLayer, images: int | Tensor) -> Tensor:

@@ -112,8 +112,8 @@ def _assert_near(actual: Tensor, expected: Tensor, case: Case) -> None:
 def _expected(case: Case) -> list[Tensor]:
     """The output and the gradients of x, weight and bias, float64."""
     x, weight, bias, assignment, gradient = (t.double() if t.is_floating_point() else t for t in case.tensors())
-    y = reference.forward(x, weight, bias, assignment, case.geometry, None)
-    gradients = reference.backward(gradient, x, weight, assignment, case.geometry, None, wanted=_ALL)
+    y = reference.forward(x, weight, bias, assignment, case.geometry)
+    gradients = reference.backward(gradient, x, weight, assignment, case.geometry, wanted=_ALL)
     return [y, *(part for part in gradients if part is not None)]
 
 

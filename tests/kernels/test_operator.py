@@ -164,41 +164,20 @@ def test_inputs_are_left_as_they_are(path: str) -> None:
 
 
 @pytest.mark.parametrize("out", [5, 16])
-@pytest.mark.parametrize("readable", [True, False])
-def test_the_operator_is_what_it_says_it_is(path: str, out: int, readable: bool) -> None:
+def test_the_operator_is_what_it_says_it_is(path: str, out: int) -> None:
     sizes = Sizes(2, 3, out, 6, 5)
     x, weight, bias, geometry = _problem(sizes)
     assignment = _assignments(sizes, geometry.patches)["even"]
-    reads = None if readable else torch.ones(36, 9, dtype=torch.bool)
     numbers = [6, 6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    inputs = (x, weight, bias, assignment, reads, numbers)
+    inputs = (x, weight, bias, assignment, numbers)
     torch.library.opcheck(torch.ops.rapa.tiled_conv2d.default, inputs, test_utils=checks)
     # Gradients as they come: dense, of a transposed tensor, and of one number for all.
     gradients = (torch.randn(2, out, 6, 6), torch.randn(2, out, 6, 6).mT, torch.ones(1, 1, 1, 1).expand(2, out, 6, 6))
     for gradient in gradients:
         for wanted in ([True, True, True], [False, True, True], [True, False, False], [False, False, True]):
-            backward = (gradient, x.detach(), weight.detach(), assignment, reads, numbers, wanted)
+            backward = (gradient, x.detach(), weight.detach(), assignment, numbers, wanted)
             torch.library.opcheck(torch.ops.rapa.tiled_conv2d_backward.default, backward, test_utils=checks)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_unreadable_pixels_read_as_zero(path: str, dtype: torch.dtype) -> None:
-    sizes = Sizes(3, 2, 4, 5, 3)
-    *tensors, geometry = _problem(sizes)
-    x, weight, bias = (tensor.detach().to(dtype) for tensor in tensors)
-    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
-    assignment = _assignments(sizes, geometry.patches)["even"]
-    reads = torch.rand(geometry.patches, 9) < 0.6
-    found = tiled_conv2d(x, weight, bias, assignment, geometry, reads)
-    patches = torch.nn.functional.unfold(x, 3, padding=1).view(3, 2, 9, 25).permute(0, 3, 1, 2) * reads[:, None]
-    products = torch.einsum("bpck,tock->bpto", patches, weight.flatten(3)) + bias
-    mine = assignment[..., None, None].expand(-1, -1, 1, 4)
-    expected = products.gather(2, mine)[:, :, 0].permute(0, 2, 1).reshape(3, 4, 5, 5)
-    assert_near(found, expected)
-    both = (torch.autograd.grad(y.square().sum(), inputs) for y in (found, expected))
-    for one, other in zip(*both, strict=True):
-        assert_near(one, other)
 
 
 def test_exported_and_compiled_networks_see_one_operator() -> None:
