@@ -5,8 +5,10 @@ The change is straight through: the gradient with respect to the changed weights
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rapa_cli.analog.noise import gauss, rounded, uniform
@@ -52,6 +54,18 @@ class WeightModifier(Frozen):
     pdrop: float = Field(0.0, ge=0, lt=1)
     assumed_wmax: float = Field(1.0, gt=0)
     rel_to_actual_wmax: bool = True
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        noisy = self.type in (ModifierType.ADD_NORMAL, ModifierType.MULT_NORMAL, ModifierType.DISCRETIZE_ADD_NORMAL)
+        stepped = self.type in (ModifierType.DISCRETIZE, ModifierType.DISCRETIZE_ADD_NORMAL)
+        if self.std_dev > 0 and not noisy:
+            raise ValueError(f"std_dev: has no effect with type {self.type}")
+        if stepped != (self.res > 0):
+            raise ValueError(f"res: got {self.res}, allowed are numbers above 0 where weights are discretised, else 0")
+        if self.type is ModifierType.DROP_CONNECT and self.pdrop <= 0:
+            raise ValueError(f"pdrop: got {self.pdrop}, for DropConnect allowed are numbers above 0")
+        return self
 
     def modify(self, weights: Tensor, generator: torch.Generator, compat: Compat = None) -> Tensor:
         """Changes the weights of a bank.
@@ -103,6 +117,12 @@ class WeightClip(Frozen):
     type: ClipType = ClipType.NONE
     fixed_value: float = -1.0
     sigma: float = Field(2.5, gt=0)
+
+    @model_validator(mode="after")
+    def _has_bound(self) -> Self:
+        if self.type is ClipType.FIXED_VALUE and self.fixed_value <= 0:
+            raise ValueError(f"fixed_value: got {self.fixed_value}, for FixedValue allowed are numbers above 0")
+        return self
 
     def clip(self, weights: Tensor) -> Tensor:
         """Clipped weights (tiles, out, in), detached."""
