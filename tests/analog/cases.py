@@ -53,20 +53,21 @@ def update(table: dict[str, Any]) -> UpdateParameters:
 
 def device(params: dict[str, Any]) -> Device:
     """The device of a case; those of presets are ours by their names, once they prove to be the same."""
-    table = params.get("device")
-    if table is None:
+    table, preset = params.get("device"), params.get("preset", "").removesuffix("Preset")
+    if table is None or "unit_cell_devices" in table:
+        if preset in presets.PRESETS:
+            return presets.preset(preset).device
         return IdealDevice()
     name = table["class"]
+    if name in ("IdealDevice", "FloatingPointDevice"):
+        return IdealDevice(lifetime=table.get("lifetime", 0.0), diffusion=table.get("diffusion", 0.0))
     fields = {key: value for key, value in table.items() if key not in _BESIDE}
-    if "unit_cell_devices" in table:
-        return presets.preset(params["preset"]).device
     short = name.removesuffix("PresetDevice")
     if short in presets.DEVICES:
         ours = presets.DEVICES[short]
-        kind: type[Device] = type(ours)
-        assert kind(**fields) == ours, f"the preset {short} differs"
+        assert type(ours)(**fields) == ours, f"the preset {short} differs"
         return ours
-    kind = getattr(steps, name)
+    kind: type[Device] = getattr(steps, name)
     return kind(**fields)
 
 
@@ -96,7 +97,7 @@ def assert_sample(sample: Tensor, expected: dict[str, float], what: str) -> None
     # The error of a standard deviation depends on the fourth moment; that of the reference is for Gaussian samples.
     fourth = float(((sample - mean) ** 4).mean())
     of_mean = math.sqrt(float(variance) / n + expected["std"] ** 2 / other)
-    of_std = math.sqrt(max(fourth - float(variance) ** 2, 0.0)) / (2 * spread) * math.sqrt(1 / n + 1 / other)
+    of_std = math.sqrt(max(fourth - float(variance) ** 2, 0.0)) / (2 * spread or 1.0) * math.sqrt(1 / n + 1 / other)
     for name, actual, error in (("mean", float(mean), of_mean), ("std", spread, of_std)):
-        distance = abs(actual - expected[name]) / error
+        distance = abs(actual - expected[name]) / (error or 2e-6)
         assert distance < ERRORS, f"{what}: {name} {actual} instead of {expected[name]}, {distance:.2f} errors"
