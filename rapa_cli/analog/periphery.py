@@ -34,10 +34,12 @@ class Reading(NamedTuple):
     Attributes:
         values: (N, out), in the units of inputs times weights.
         clipped: bool (N, out), whether the ADC clipped the value in the last reading.
+        seen: (N, in), the inputs, cut to what the DAC could give in it.
     """
 
     values: Tensor
     clipped: Tensor
+    seen: Tensor
 
 
 class Periphery:
@@ -121,12 +123,12 @@ class Periphery:
         io = self.io
         if io.is_perfect:
             values = io.out_scale * product(x, weights, sizes)
-            return Reading(values, torch.zeros_like(values, dtype=torch.bool))
+            return Reading(values, torch.zeros_like(values, dtype=torch.bool), x)
         tile_of = torch.repeat_interleave(torch.tensor(sizes, device=x.device))
         managed = bound_management and io.bound_management is not BoundManagement.NONE
         alpha = self._divisors(io.noise_management, x, sizes)
         values = x.new_zeros(len(x), weights.shape[1])
-        clipped = torch.zeros_like(values, dtype=torch.bool)
+        clipped, seen = torch.zeros_like(values, dtype=torch.bool), x.clone()
         silent = (alpha <= 0) & (io.noise_management is not NoiseManagement.NONE)
         if io.inp_noise > 0 and bound_management:
             # With noise on its inputs even an array without inputs answers; it is read unscaled.
@@ -140,6 +142,10 @@ class Periphery:
             outputs, over, hit = self._pass(weights, x[rows] * scale[:, None], tile_of[rows], generator)
             values[rows] = outputs * (io.out_scale / scale)[:, None]
             clipped[rows] = over
+            if io.inp_bound > 0:
+                # The largest input times its own inverse may come out a rounding error above the bound.
+                limit = (io.inp_bound * (1 + 1e-6) / scale)[:, None]
+                seen[rows] = torch.maximum(torch.minimum(x[rows], limit), -limit)
             passes += 1
             if not managed or int(reduction) > io.max_bm_factor:
                 break
@@ -147,7 +153,7 @@ class Periphery:
                 break
             rows = rows[hit.any().expand_as(hit) if compat == "torch" else hit]
             reduction *= 2
-        return Reading(values, clipped)
+        return Reading(values, clipped, seen)
 
     def _divisors(self, management: NoiseManagement, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """The noise management's alpha of each vector, shape (N,)."""

@@ -1,0 +1,124 @@
+"""Hardware-aware training: weights are digital and trained by any optimizer, readings are those of the arrays.
+
+The forward product goes through modified weights, converters, noise and the management of ranges; gradients are those
+of the plain product with the modified weights, straight through all rounding and noise, except where a converter
+clipped: what saturates does not learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rapa_cli.analog.inference import NoiseModel
+from rapa_cli.analog.modifiers import WeightClip, WeightModifier
+from rapa_cli.analog.parameters import BoundManagement, IOParameters, NoiseManagement, WeightNoise
+from rapa_cli.analog.pcm import PCMLikeNoiseModel
+from rapa_cli.analog.periphery import Periphery, groups, product
+from rapa_cli.analog.ranges import InputRange
+from rapa_cli.config import Frozen
+
+
+class InferenceArrays(Frozen):
+    """Arrays that are programmed once, with weights that were trained for them.
+
+    Attributes:
+        forward: the periphery; the backward product is exact.
+        modifier: what is done to weights for each mini-batch of training.
+        clip: what is done to them after each step of the optimizer.
+        input_range: how the range of inputs is found; None leaves inputs to noise management.
+        weight_scaling_omega: what the largest weight is scaled to on the array; 0 leaves weights.
+        weight_scaling_columnwise: whether each output line has a scale of its own.
+        noise_model: what becomes of weights once they are programmed.
+        drift_compensation: whether outputs are scaled by what the whole array has drifted.
+    """
+
+    forward: IOParameters = IOParameters()
+    modifier: WeightModifier = WeightModifier()
+    clip: WeightClip = WeightClip()
+    input_range: InputRange | None = None
+    weight_scaling_omega: float = Field(0.0, ge=0)
+    weight_scaling_columnwise: bool = False
+    noise_model: NoiseModel = PCMLikeNoiseModel()
+    drift_compensation: bool = True
+
+    @model_validator(mode="after")
+    def _has_one_range(self) -> Self:
+        free = (NoiseManagement.NONE, NoiseManagement.CONSTANT)
+        if self.input_range is not None and self.forward.noise_management not in free:
+            raise ValueError(
+                f"input_range: with noise_management {self.forward.noise_management} inputs are scaled twice; "
+                "allowed are None and Constant"
+            )
+        return self
+
+
+def aware_product(
+    x: Tensor, weights: Tensor, sizes: Sequence[int], periphery: Periphery, generator: torch.Generator
+) -> Tensor:
+    """The product that arrays give, differentiable in inputs and weights.
+
+    Args:
+        x: (N, in), in the order of tiles.
+        weights: (tiles, out, in), as they are read.
+        sizes: vectors of each tile.
+        periphery: what lies around the arrays.
+        generator: for the noise of reading.
+
+    Returns:
+        (N, out). Gradients flow to `x` and `weights`: those of the plain product with inputs as the DAC cut them, 0
+        from outputs that the ADC clipped.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    values: Tensor = _AwareProduct.apply(x, weights, sizes, periphery, generator)
+    return values
+
+
+class _AwareProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, sizes: Sequence[int], periphery: Periphery, generator: torch.Generator
+    ) -> Tensor:
+        reading = periphery.read(weights, x, sizes, generator)
+        ctx.save_for_backward(x, weights, reading.clipped, reading.seen)
+        ctx.sizes, ctx.out_scale = list(sizes), periphery.io.out_scale
+        return reading.values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, clipped, seen = ctx.saved_tensors
+        d = torch.where(clipped, 0.0, gradients[0]) * ctx.out_scale
+        to_x = to_weights = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.where(seen == x, product(d, weights.transpose(1, 2), ctx.sizes), 0.0)
+        if ctx.needs_input_grad[1]:
+            parts = zip(groups(d, ctx.sizes), groups(seen, ctx.sizes), strict=True)
+            to_weights = torch.stack([of_d.T @ of_x for of_d, of_x in parts])
+        return to_x, to_weights, None, None, None
+
+
+STANDARD_HWA = InferenceArrays(
+    forward=IOParameters(
+        inp_res=1 / 254,
+        out_res=1 / 254,
+        out_bound=10.0,
+        out_noise=0.04,
+        w_noise=0.0175,
+        w_noise_type=WeightNoise.PCM_READ,
+        ir_drop=1.0,
+        noise_management=NoiseManagement.CONSTANT,
+        nm_thres=1.0,
+        bound_management=BoundManagement.NONE,
+    ),
+    clip=WeightClip.model_validate({"type": "FixedValue", "fixed_value": 1.0}),
+    input_range=InputRange(),
+    weight_scaling_omega=1.0,
+    weight_scaling_columnwise=True,
+)
+"""aihwkit's `StandardHWATrainingPreset`: converters of 8 bits, PCM read noise, IR drop, learned input ranges."""
