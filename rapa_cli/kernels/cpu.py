@@ -113,9 +113,10 @@ def backward(
     if wanted[0]:
         total = torch.zeros(work.problem.batch, work.problem.image)
         kernel = _kernel_matrices(weight, work.out)
-        cached = ctypes.c_int64(_SHARED_NUMBERS)
+        # Every thread more adds to images of its own, which must not cost more than the kernel matrices save.
+        by_tile = kernel.numel() > max(_SHARED_NUMBERS, total.numel() * (threads - 1))
         if library.rapa_image_gradient(
-            work.reference, _pointer(kernel), _pointer(error), _pointer(total), cached, threads
+            work.reference, _pointer(kernel), _pointer(error), _pointer(total), int(by_tile), threads
         ):
             raise MemoryError
         x_grad = work.cropped(total, channels)
@@ -200,10 +201,12 @@ class Work:
 
 
 def _part_images(batch: int, patches: int, tiles: int, image_numbers: int) -> int:
-    """Images of a part: few enough for the cache, enough for a tile to be worth reading, and parts for all threads."""
+    """Images of a part: few enough for the cache, enough for a tile to be worth reading, and work for all threads."""
     cached = _CACHED_NUMBERS // image_numbers
     filling = -(-_WORTH_READING * tiles // patches)
-    return max(min(max(cached, filling), -(-batch // torch.get_num_threads())), 1)
+    threads = torch.get_num_threads()
+    most = batch if tiles >= 4 * threads else -(-batch // threads)
+    return max(min(max(cached, filling), most), 1)
 
 
 def fits(x: Tensor, geometry: Geometry) -> bool:

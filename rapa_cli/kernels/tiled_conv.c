@@ -390,55 +390,82 @@ static void transpose(const float *kernel, float *to, int64_t rows, int64_t run,
         }
 }
 
-/* grad += kernel[tile] g for every patch, grad (batch, image), zeros before. The zeros that fill up a line are added to
-   numbers up to WIDTH behind a run, so that images must be that far apart. Where the kernel matrices are more than a
-   cache holds, each is transposed just before it is used, otherwise all of them once. Returns 0, or 1 where there is no
-   memory. */
-int rapa_image_gradient(const Problem *p, const float *kernel, const float *g, float *grad, int64_t cached, int threads) {
+/* grad += kernel^T g for the patches of one tile in one part; `turned` is the tile's kernel matrix transposed. */
+static void image_group(const Problem *p, int64_t group, const float *turned, const float *g, float *grad,
+                        int64_t padded) {
+    const int64_t first = p->start[group], count = p->start[group + 1] - first;
+    for (int64_t q = first; q < first + count; q += CHUNK) {
+        const int64_t size = first + count - q < CHUNK ? first + count - q : CHUNK, blocks = (size + MOST - 1) / MOST;
+        for (int64_t line = 0; line < p->lines; line++)
+            for (int64_t b = 0; b < blocks; b++) {
+                const int64_t from = size * b / blocks, to = size * (b + 1) / blocks;
+                float *target[MOST];
+                const float *e[MOST];
+                for (int64_t i = from; i < to; i++) {
+                    target[i - from] = grad + p->base[q + i] + p->line_offset[line];
+                    e[i - from] = g + p->order[q + i] * p->out;
+                }
+                image_runs(target, e, turned + line * padded * p->out, p->out, padded, (int)(to - from));
+            }
+    }
+}
+
+/* All kernel matrices transposed once, then part by part: images belong to one thread, so that no two add to a number. */
+static int image_by_part(const Problem *p, const float *kernel, const float *g, float *grad, int threads) {
     const int64_t padded = (p->run + WIDTH - 1) / WIDTH * WIDTH, matrix = p->lines * padded * p->out;
-    const int64_t plain = p->lines * p->run * p->out;
-    const int at_once = p->tiles * matrix <= cached;
-    float *all = at_once ? malloc(sizeof(float) * p->tiles * matrix) : NULL;
-    int failed = at_once && !all;
+    float *turned = malloc(sizeof(float) * p->tiles * matrix);
+    if (!turned) return 1;
 #pragma omp parallel num_threads(threads)
     {
-        float *own = at_once ? NULL : malloc(sizeof(float) * matrix);
-        if (!at_once && !own) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp barrier
-        if (at_once && !failed) {
 #pragma omp for schedule(static)
-            for (int64_t tile = 0; tile < p->tiles; tile++)
-                transpose(kernel + tile * plain, all + tile * matrix, p->lines, p->run, padded, p->out);
-        }
+        for (int64_t tile = 0; tile < p->tiles; tile++)
+            transpose(kernel + tile * p->lines * p->run * p->out, turned + tile * matrix, p->lines, p->run, padded,
+                      p->out);
 #pragma omp for schedule(dynamic)
         for (int64_t part = 0; part < p->parts; part++)
-            for (int64_t tile = 0; tile < p->tiles && !failed; tile++) {
-                const int64_t group = part * p->tiles + tile, first = p->start[group];
-                const int64_t count = p->start[group + 1] - first;
-                if (!count) continue;
-                if (own) transpose(kernel + tile * plain, own, p->lines, p->run, padded, p->out);
-                const float *turned = own ? own : all + tile * matrix;
-                for (int64_t q = first; q < first + count; q += CHUNK) {
-                    const int64_t size = first + count - q < CHUNK ? first + count - q : CHUNK;
-                    const int64_t blocks = (size + MOST - 1) / MOST;
-                    for (int64_t line = 0; line < p->lines; line++)
-                        for (int64_t b = 0; b < blocks; b++) {
-                            const int64_t from = size * b / blocks, to = size * (b + 1) / blocks;
-                            float *target[MOST];
-                            const float *e[MOST];
-                            for (int64_t i = from; i < to; i++) {
-                                target[i - from] = grad + p->base[q + i] + p->line_offset[line];
-                                e[i - from] = g + p->order[q + i] * p->out;
-                            }
-                            image_runs(target, e, turned + line * padded * p->out, p->out, padded, (int)(to - from));
-                        }
-                }
-            }
-        free(own);
+            for (int64_t tile = 0; tile < p->tiles; tile++)
+                image_group(p, part * p->tiles + tile, turned + tile * matrix, g, grad, padded);
     }
-    free(all);
-    return failed;
+    free(turned);
+    return 0;
+}
+
+/* Tile by tile, each kernel matrix transposed just before it is used: threads share the tiles, each adds to images of its
+   own, and these are added up in the end. */
+static int image_by_tile(const Problem *p, const float *kernel, const float *g, float *grad, int threads) {
+    const int64_t padded = (p->run + WIDTH - 1) / WIDTH * WIDTH, matrix = p->lines * padded * p->out;
+    const int64_t numbers = p->batch * p->image;
+    float *turned = malloc(sizeof(float) * threads * matrix), *others = NULL;
+    if (threads > 1) others = malloc(sizeof(float) * (threads - 1) * numbers);
+    if (!turned || (threads > 1 && !others)) {
+        free(turned), free(others);
+        return 1;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int t = 0; t < threads; t++) {
+            float *own = t ? others + (t - 1) * numbers : grad, *mine = turned + t * matrix;
+            if (t) memset(own, 0, sizeof(float) * numbers);
+            for (int64_t tile = p->tiles * t / threads; tile < p->tiles * (t + 1) / threads; tile++) {
+                transpose(kernel + tile * p->lines * p->run * p->out, mine, p->lines, p->run, padded, p->out);
+                for (int64_t part = 0; part < p->parts; part++)
+                    image_group(p, part * p->tiles + tile, mine, g, own, padded);
+            }
+        }
+        if (threads > 1) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < numbers; i++)
+                for (int t = 1; t < threads; t++) grad[i] += others[(t - 1) * numbers + i];
+        }
+    }
+    free(turned), free(others);
+    return 0;
+}
+
+/* grad += kernel[tile] g for every patch, grad (batch, image), zeros before. The zeros that fill up a line are added to
+   numbers up to WIDTH behind a run, so that images must be that far apart. `by_tile` where the kernel matrices are more
+   than a cache holds and the images are not. Returns 0, or 1 where there is no memory. */
+int rapa_image_gradient(const Problem *p, const float *kernel, const float *g, float *grad, int by_tile, int threads) {
+    return (by_tile ? image_by_tile : image_by_part)(p, kernel, g, grad, threads);
 }

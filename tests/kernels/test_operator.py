@@ -36,6 +36,8 @@ SIZES = [
     Sizes(3, 3, 32, 32, 16, (5, 5), padding=2),
     Sizes(3, 32, 32, 16, 4, (5, 5), padding=2),
     Sizes(3, 32, 64, 8, 1, (5, 5), padding=2),
+    # Kernel matrices that are more than a cache holds.
+    Sizes(2, 32, 64, 8, 64, (5, 5), padding=2),
     # Output channels around the widths of vectors, channels that make runs of any length.
     *[Sizes(2, channels, out, 6, 3) for channels, out in itertools.product((1, 7, 17), (1, 15, 16, 17, 31, 33, 48))],
     # More tiles than a block has patches, and many images for each.
@@ -104,7 +106,7 @@ def test_kernels_follow_the_definition(path: str, sizes: Sizes) -> None:
             assert_near(one, other.float())
 
 
-@pytest.mark.parametrize("sizes", [SIZES[0], SIZES[-2]], ids=str)
+@pytest.mark.parametrize("sizes", [SIZES[0], SIZES[3], SIZES[-2]], ids=str)
 def test_threads_change_rounding_at_most(path: str, threads: None, sizes: Sizes) -> None:
     x, weight, bias, geometry = _problem(sizes)
     assignment = _assignments(sizes, geometry.patches)["some left out"]
