@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import io
 import json
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 from pydantic import Field
 
 from rapa_cli import config
-from rapa_cli.errors import ConfigError, FileError, suggestion
+from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.files import explained, make_folder, write_text
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.resources import models_root
@@ -84,7 +86,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise FileError(f"there is no run folder {folder}", hint=_other_runs())
+        inside = (folder.parent / MANIFEST).is_file()
+        hint = f"did you mean the folder '{folder.parent}'?" if inside else _other_runs(str(folder))
+        raise FileError(f"there is no run folder {folder}", hint=hint)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -156,10 +160,10 @@ def find_checkpoint(name: str | None, *, best: bool = False) -> Path:
     """
     wanted = BEST if best else LAST
     if name is None:
-        runs = sorted(Path("runs").glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
-        if not runs:
+        newest = _newest_run()
+        if newest is None:
             raise FileError("there is no run with a checkpoint below ./runs", hint="train one: rapa train")
-        name = str(runs[-1].parent)
+        name = str(newest)
     path = Path(name)
     if path.is_file():
         return path
@@ -170,17 +174,30 @@ def find_checkpoint(name: str | None, *, best: bool = False) -> Path:
     zoo = models_root() / "zoo" / name / BEST
     if "/" not in name and zoo.is_file():
         return zoo
-    raise FileError(f"there is no checkpoint {name}", hint=_other_runs(name))
+    models = [path.parent.name for path in (models_root() / "zoo").glob(f"*/{BEST}")]
+    raise FileError(f"there is no checkpoint {name}", hint=_other_runs(name, models))
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _other_runs(name: str = "") -> str:
-    """A hint that names the run or checkpoint nearest to `name`, or the newest run."""
-    known = [str(path.parent) for path in sorted(Path("runs").glob(f"*/{MANIFEST}"))]
-    zoo = [path.parent.name for path in (models_root() / "zoo").glob(f"*/{BEST}")]
-    if name and (known or zoo):
-        return suggestion(name, [*known, *zoo])
-    return f"newest run: {known[-1]}" if known else "there are no runs below ./runs; train one: rapa train"
+def _newest_run() -> Path | None:
+    """The run below ./runs whose last checkpoint is the youngest."""
+    found = sorted(Path("runs").glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
+def _other_runs(name: str = "", zoo: Iterable[str] = ()) -> str:
+    """A hint that names the run, or model of the zoo, nearest to `name`, or the newest run with a checkpoint."""
+    known = {word: word for word in zoo}
+    for path in Path("runs").glob(f"*/{MANIFEST}"):
+        # Both the folder and its name alone are taken for it.
+        known |= dict.fromkeys((str(path.parent), path.parent.name), str(path.parent))
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    if near:
+        return f"did you mean '{known[near[0]]}'?"
+    newest = _newest_run()
+    return (
+        f"newest run: {newest}" if newest else "there is no run with a checkpoint below ./runs; train one: rapa train"
+    )

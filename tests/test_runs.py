@@ -136,9 +136,12 @@ def test_a_changed_manifest() -> None:
 def test_no_manifest() -> None:
     with pytest.raises(FileError, match="there is no run folder runs/away") as caught:
         runs.read_manifest(Path("runs/away"))
-    assert caught.value.hint == "there are no runs below ./runs; train one: rapa train"
+    assert caught.value.hint == "there is no run with a checkpoint below ./runs; train one: rapa train"
     Path("empty").mkdir()
-    run_with("one")
+    run_with("two", runs.LAST, age=5)
+    run_with("one", runs.LAST)
+    run_with("zero")
+    run_with("zzz", runs.LAST, age=9)
     with pytest.raises(FileError, match=r"there is no run in empty \(run.json is missing\)") as caught:
         runs.read_manifest(Path("empty"))
     assert caught.value.hint == "newest run: runs/one"
@@ -217,13 +220,15 @@ def test_a_folder_or_a_file() -> None:
     ("name", "message", "hint"),
     [
         ("runs/oen", "there is no checkpoint runs/oen", "did you mean 'runs/one'?"),
-        ("elsewhere", "there is no checkpoint elsewhere", "known: runs/one"),
+        ("oen", "there is no checkpoint oen", "did you mean 'runs/one'?"),
+        ("elsewhere", "there is no checkpoint elsewhere", "newest run: runs/two"),
         ("runs/one", "there is no checkpoint runs/one/last.safetensors", "has the run finished an epoch?"),
         ("", "there is no checkpoint ", ""),
     ],
 )
 def test_missing_checkpoints(name: str, message: str, hint: str) -> None:
     run_with("one")
+    run_with("two", runs.LAST)
     with pytest.raises(FileError) as caught:
         runs.find_checkpoint(name)
     assert caught.value.message.startswith(message)

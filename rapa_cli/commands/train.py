@@ -122,9 +122,8 @@ def train(
                 f"--resume goes on with the run as it was begun, so {given[0]} cannot be given with it",
                 hint="only --epochs may be changed",
             )
-        manifest, folder = runs.read_manifest(resume), resume
-        if epochs is not None:
-            manifest = manifest.model_copy(update={"recipe": manifest.recipe.model_copy(update={"epochs": epochs})})
+        folder = resume.parent if resume.name == runs.LAST else resume
+        manifest = _resumed(runs.read_manifest(folder), epochs)
         images = open_data(manifest.data, data_dir)
         training = loop.resume(folder, manifest, images, place)
     else:
@@ -134,8 +133,10 @@ def train(
             network or "full", recipe or "short", data, images.shape, seed or 0,
             scheme=scheme, tiles=tiles, pool=pool, epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [],
         )  # fmt: skip
+        # Built first, so that a network that cannot be built leaves no folder behind.
+        untrained = loop.untrained(manifest, images, place)
         folder = runs.new_folder(manifest.network.name, manifest.network.scheme, data, out)
-        training = loop.begin(folder, manifest, images, place)
+        training = loop.begin(folder, manifest, images, untrained)
     definition, plan = training.manifest.network, training.manifest.recipe
     console.note(
         f"{definition.name} on {training.manifest.data} ({len(images.train)} images): "
@@ -200,9 +201,25 @@ def _manifest(
     return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=_provenance(recipe))
 
 
+def _resumed(manifest: Manifest, epochs: int | None) -> Manifest:
+    """The run with the epochs asked for and a note that it was resumed beside the command that began it."""
+    from rapa_cli.commands.session import command_line
+
+    before = manifest.provenance.get("resumed")
+    resumed = f"{_now()} {command_line()}"
+    provenance = {**manifest.provenance, "resumed": f"{before}; {resumed}" if before else resumed}
+    recipe = manifest.recipe if epochs is None else manifest.recipe.model_copy(update={"epochs": epochs})
+    return manifest.model_copy(update={"recipe": recipe, "provenance": provenance})
+
+
+def _now() -> str:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _provenance(recipe: str) -> dict[str, str]:
     import platform
-    from datetime import UTC, datetime
 
     import torch
 
@@ -217,7 +234,7 @@ def _provenance(recipe: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "recipe": recipe,
         "command": command_line(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": _now(),
     }
 
 

@@ -202,11 +202,11 @@ def _assembled(
             features = layer.features or classes
             add("linear", nn.Linear(channels, features))
             channels = features
-    if channels != classes or not flat:
-        raise ConfigError(
-            f"network '{definition.name}' ends with {channels} outputs for {classes} classes",
-            hint="let it end with a layer of kind 'linear' without 'features'",
-        )
+    hint = "let it end with a layer of kind 'linear' without 'features'"
+    if not flat:
+        raise ConfigError(f"network '{definition.name}' has no linear layer at its end", hint=hint)
+    if channels != classes:
+        raise ConfigError(f"network '{definition.name}' ends with {channels} outputs for {classes} classes", hint=hint)
     return network
 
 

@@ -27,6 +27,9 @@ from rapa_cli.philox import permutation
 from rapa_cli.training.schedule import optimizer, rate, set_rate
 from rapa_cli.training.stopping import StopRequest
 
+# What is proposed to somebody whose rate was far above what any training bears.
+_USUAL_RATE = 0.01
+
 
 class Watcher(Protocol):
     """Who is told how a training goes."""
@@ -206,7 +209,7 @@ class Training:
         raise CheckFailed(
             f"the training diverged in epoch {epoch + 1}: the loss or a weight is not finite "
             f"at rate {rate(recipe, epoch):g}",
-            hint=f"lower the rate, as in --lr {recipe.lr / 3:.2g}, or warm up: --set warmup_epochs=1",
+            hint=f"lower the rate, as in --lr {min(recipe.lr / 3, _USUAL_RATE):.2g}, or warm up: --set warmup_epochs=1",
         )
 
     def _description(self) -> Description:
@@ -222,17 +225,21 @@ class Training:
         )
 
 
-def begin(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.device) -> Training:
-    """Starts a run: writes its manifest, builds the network.
+def untrained(manifest: runs.Manifest, data: DataSet, device: torch.device) -> Network:
+    """The network that a run starts from.
 
     Raises:
         ConfigError: the network does not fit the images.
     """
     statistics = Statistics(data.mean, data.std, data.mean_image)
     network = build(manifest.network, data.shape, len(data.classes), seed=manifest.seed, statistics=statistics)
+    return network.to(device)
+
+
+def begin(folder: Path, manifest: runs.Manifest, data: DataSet, network: Network) -> Training:
+    """Starts a run with a network that is not trained yet: writes its manifest."""
     manifest = manifest.model_copy(update={"network": network.definition})
     runs.write_manifest(folder, manifest)
-    network.to(device)
     return Training(folder, manifest, data, network, optimizer(network, manifest.recipe))
 
 
@@ -241,11 +248,11 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
 
     Raises:
         FileError: the checkpoint is damaged or of another network.
-        ConfigError: the data set is another one.
+        ConfigError: the data set is another one, or fewer epochs are asked for than are done.
     """
     path = folder / runs.LAST
     if not path.exists():
-        return begin(folder, manifest, data, device)
+        return begin(folder, manifest, data, untrained(manifest, data, device))
     saved = checkpoint.read(path)
     if saved.description.network != manifest.network or saved.description.progress is None:
         raise FileError(f"checkpoint {path} does not belong to the run in {folder}", hint="was it copied there?")
@@ -254,7 +261,13 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
             f"data set '{data.name}' has other images or classes than the run in {folder} was trained on",
             hint=f"the run's data set is '{manifest.data}'",
         )
-    runs.write_manifest(folder, manifest)
+    progress = saved.description.progress
+    begun = progress.epoch + (progress.step > 0)
+    if manifest.recipe.epochs < begun:
+        raise ConfigError(
+            f"--epochs {manifest.recipe.epochs}: the run in {folder} is in epoch {begun} already",
+            hint=f"allowed are {begun} and more; for fewer begin a new run with --out",
+        )
     network = checkpoint.restore(saved, path).to(device)
     sgd = optimizer(network, manifest.recipe)
     for name, parameter in network.named_parameters():
@@ -266,7 +279,7 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
                 )
             # In memory as the parameter is, which the optimizer's fused step relies on.
             sgd.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(saved.optimizer[name])
-    done = saved.description.progress.epoch
-    rows = [row for row in runs.read_metrics(folder) if row["epoch"] <= done]
-    timing = [row for row in runs.read_timing(folder) if row["epoch"] <= done]
-    return Training(folder, manifest, data, network, sgd, saved.description.progress, rows, timing)
+    rows = [row for row in runs.read_metrics(folder) if row["epoch"] <= progress.epoch]
+    timing = [row for row in runs.read_timing(folder) if row["epoch"] <= progress.epoch]
+    runs.write_manifest(folder, manifest)
+    return Training(folder, manifest, data, network, sgd, progress, rows, timing)

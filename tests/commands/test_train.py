@@ -109,7 +109,10 @@ def test_tiles_and_schemes(rapa: Run, words: list[str], scheme: str, tiles: tupl
     # 8 x 8 images are too small for 16, 4 and 1 tiles to be what balances; a padding of 12 makes them 32 x 32.
     text = Path("net.toml").read_text(encoding="utf-8").replace("padding = 2", "padding = 14", 1)
     Path("net.toml").write_text(text, encoding="utf-8")
-    outcome = rapa("train", "--network", "net.toml", "--data", "mini", "--epochs", "0", "--out", "here", *words)
+    recipe = 'batch_size = 10\nepochs = 1\nlr = 0.1\n[scheme.random]\nlr_scaling = "linear"\n'
+    Path("own.toml").write_text(recipe, encoding="utf-8")
+    given = ["--network", "net.toml", "--data", "mini", "--recipe", "own.toml", "--epochs", "0", "--out", "here"]
+    outcome = rapa("train", *given, *words)
     assert outcome.code == 0, outcome.err
     made = description("here")
     assert (made.network.scheme, made.network.tiles) == (scheme, tiles)
@@ -163,9 +166,18 @@ def test_cuda_on_a_machine_without(rapa: Run, monkeypatch: pytest.MonkeyPatch) -
     refused(outcome, 2, "--device cuda: this machine has 0 CUDA devices", "leave --device out, or see `rapa doctor`")
 
 
-@pytest.mark.parametrize("name", ["runs/dnoe", "nowhere", "tiny.toml"])
-def test_resuming_a_run_that_is_missing(rapa: Run, name: str) -> None:
-    refused(rapa("train", "--resume", name), 3, f"there is no run folder {name}", "newest run: runs/done")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("runs/dnoe", "did you mean 'runs/done'?"),
+        ("doen", "did you mean 'runs/done'?"),
+        ("runs/done/best.safetensors", "did you mean the folder 'runs/done'?"),
+        ("elsewhere", "newest run: runs/done"),
+        ("tiny.toml", "newest run: runs/done"),
+    ],
+)
+def test_resuming_a_run_that_is_missing(rapa: Run, name: str, hint: str) -> None:
+    refused(rapa("train", "--resume", name), 3, f"there is no run folder {name}", hint)
 
 
 def test_resuming_a_folder_without_a_run(rapa: Run) -> None:
@@ -207,7 +219,7 @@ def test_a_training_that_diverges(rapa: Run) -> None:
     outcome = rapa(*TRAIN, "--epochs", "2", "--lr", "1e30", "--out", "here")
     assert outcome.code == 4
     assert "error: the training diverged in epoch 1: the loss or a weight is not finite at rate 1e+30" in outcome.err
-    assert "hint: lower the rate, as in --lr 3.3e+29" in outcome.err
+    assert "hint: lower the rate, as in --lr 0.01" in outcome.err
     assert "saved" not in outcome.err
     assert outcome.out == ""
 
@@ -262,7 +274,41 @@ def test_resuming_a_run_that_is_done_and_more_epochs(rapa: Run) -> None:
     assert rapa("train", "--resume", "runs/done", "--json").document["epochs"] == 3
     assert Path("runs/done/last.safetensors").read_bytes() == before
     assert rapa("train", "--resume", "runs/done", "--epochs", "4", "--json").document["epochs"] == 4
-    assert json.loads(Path("runs/done/run.json").read_text(encoding="utf-8"))["recipe"]["epochs"] == 4
+    written = json.loads(Path("runs/done/run.json").read_text(encoding="utf-8"))
+    assert written["recipe"]["epochs"] == 4
+    made = description("runs/done").provenance
+    assert made == written["provenance"]
+    assert "--out runs/done" in made["command"], "the command that began the run"
+    first, second = made["resumed"].split("; ")
+    assert first.endswith(" rapa train --resume runs/done --json")
+    assert second.endswith(" rapa train --resume runs/done --epochs 4 --json")
+
+
+def test_resuming_by_the_checkpoint_itself(rapa: Run) -> None:
+    assert rapa("train", "--resume", "runs/done/last.safetensors", "--json").document["run"] == "runs/done"
+
+
+@pytest.mark.parametrize(("epochs", "step", "begun"), [(2, 0, 3), (0, 0, 3), (3, 2, 4)])
+def test_resuming_with_fewer_epochs_than_are_done(rapa: Run, epochs: int, step: int, begun: int) -> None:
+    path = Path("runs/done/last.safetensors")
+    saved = checkpoint.read(path)
+    assert saved.description.progress is not None
+    progress = saved.description.progress.model_copy(update={"step": step})
+    checkpoint.save(path, saved.description.model_copy(update={"progress": progress}), saved.state, saved.optimizer)
+    before = Path("runs/done/run.json").read_bytes()
+    message = f"--epochs {epochs}: the run in runs/done is in epoch {begun} already"
+    outcome = rapa("train", "--resume", "runs/done", "--epochs", str(epochs), "--json")
+    refused(outcome, 2, message, f"allowed are {begun} and more")
+    assert Path("runs/done/run.json").read_bytes() == before
+
+
+def test_a_network_that_cannot_be_built_leaves_no_folder(rapa: Run) -> None:
+    Path("tiny.toml").write_text(tiny.TOML.rpartition("[[layers]]")[0], encoding="utf-8")
+    for words in ([], ["--out", "here"]):
+        outcome = rapa(*TRAIN, *words)
+        refused(outcome, 2, "network 'tiny' has no linear layer at its end", "let it end with a layer of kind 'linear'")
+    assert not Path("here").exists()
+    assert [path.name for path in Path("runs").iterdir()] == ["done"]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def begin(
     """A training in a run folder; `changes` are the recipe's."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(network=definition(**(network or {})), recipe=recipe(**changes), data="tiny", seed=seed)
-    return loop.begin(folder, manifest, data or data_set(), CPU)
+    data = data or data_set()
+    return loop.begin(folder, manifest, data, loop.untrained(manifest, data, CPU))
 
 
 def write_arrays(folder: Path, *, train: int = 30, test: int = 12, grey: bool = False, classes: int = 3) -> Path:
