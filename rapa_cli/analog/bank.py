@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.device import State
+from rapa_cli.analog.device import PulsedDevice, State
 from rapa_cli.analog.kinds import AnyDevice
+from rapa_cli.analog.merged import MERGEABLE, apply_moments, moments
 from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
 from rapa_cli.analog.periphery import Periphery, Reading, groups
 from rapa_cli.analog.update import Pairs
@@ -26,6 +29,8 @@ class Arrays(Frozen):
         forward: the periphery in a forward reading.
         backward: the periphery in a reading with the matrix transposed; its bound management is never used.
         update: how weights are changed.
+        merge: vector pairs of a tile that are applied together; 1 is the exact update, 0 takes a whole batch. See
+            `merged` for what then differs; only for single devices and stochastic pulses.
         aihwkit_compat: imitates the faults of one of aihwkit's back ends, "rpucuda" or "torch".
     """
 
@@ -33,7 +38,19 @@ class Arrays(Frozen):
     forward: IOParameters = IOParameters()
     backward: IOParameters = IOParameters()
     update: UpdateParameters = UpdateParameters()
+    merge: int = Field(1, ge=0)
     aihwkit_compat: Compat = None
+
+    @model_validator(mode="after")
+    def _can_merge(self) -> Self:
+        exact = self.device.adds(self.update)
+        if self.merge != 1 and not exact:
+            if not isinstance(self.device, PulsedDevice):
+                raise ValueError(f"merge: got {self.merge}, for cells of several devices allowed is 1")
+            if self.update.pulse_type not in MERGEABLE:
+                kinds = ", ".join(MERGEABLE)
+                raise ValueError(f"merge: got {self.merge}, allowed is 1, or stochastic pulses ({kinds})")
+        return self
 
 
 class AnalogBank:
@@ -171,9 +188,10 @@ class AnalogBank:
     def update(self, x: Tensor, d: Tensor, sizes: Sequence[int], lr: float, generator: torch.Generator) -> None:
         """Changes each matrix by -lr d x^T, as its devices do it, one vector pair after the other.
 
-        This is the exact variant: in each tile the pairs are applied one at a time, in the order of their rows; tiles
-        are independent of each other, so that the i-th pairs of all tiles are computed together. Where updates are
-        exact products (ideal devices, `pulse_type` NONE) the batch is summed first.
+        In each tile the pairs are applied one at a time, in the order of their rows; tiles are independent of each
+        other, so that the i-th pairs of all tiles are computed together. With `merge` chunks of so many pairs take the
+        place of single ones. Where updates are exact products (ideal devices, `pulse_type` NONE) the batch is summed
+        first.
 
         Args:
             x: inputs (N, in), in the order of tiles.
@@ -201,11 +219,33 @@ class AnalogBank:
                 return
             counts = torch.tensor(sizes, device=x.device)
             first = counts.cumsum(0) - counts
+            if self.arrays.merge != 1:
+                self._update_merged(x, d, counts, first, lr, generator)
+                return
             for i in range(max(sizes, default=0)):
                 tiles = (counts > i).nonzero()[:, 0]
                 rows = first[tiles] + i
                 pairs = Pairs(tiles, x[rows], d[rows], counts[tiles])
                 device.update(self.devices, pairs, lr, update, generator, self.arrays.aihwkit_compat)
+
+    def _update_merged(
+        self, x: Tensor, d: Tensor, counts: Tensor, first: Tensor, lr: float, generator: torch.Generator
+    ) -> None:
+        """Applies chunks of pairs, the n-th of each tile together."""
+        device, largest = self.arrays.device, int(counts.max())
+        assert isinstance(device, PulsedDevice)
+        size = self.arrays.merge or max(largest, 1)
+        granularity = device.granularity(self.arrays.aihwkit_compat)
+        for start in range(0, largest, size):
+            sizes = (counts - start).clamp(0, size).tolist()
+            if sizes == counts.tolist():
+                of_x, of_d = x, d
+            else:
+                begins = zip((first + start).tolist(), sizes, strict=True)
+                rows = torch.cat([torch.arange(begin, begin + n, device=x.device) for begin, n in begins])
+                of_x, of_d = x[rows], d[rows]
+            pulses = moments(of_x, of_d, sizes, lr, granularity, self.arrays.update, generator)
+            apply_moments(device, self.devices, pulses, generator)
 
     def after_step(self, generator: torch.Generator) -> None:
         """Decay and diffusion of the devices, once for each step of the optimizer."""
