@@ -70,14 +70,16 @@ def cache_folder() -> Path:
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     source = _SOURCE.read_bytes()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
-    key = hashlib.sha256(b"\0".join([source, " ".join(flags).encode(), version, _processor()])).hexdigest()[:24]
+    key = _digest(b"\0".join([source, " ".join(flags).encode(), version, _processor()]))
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{key}.so"
-    if path.exists() and _trusted(folder) and _trusted(path):
-        return path
     if not _trusted(folder):
         raise OSError(f"the cache folder {folder} is not the user's own, or others may write to it")
+    # The name ends with a digest of the content: what is cut off or another's is not loaded, but built anew.
+    for path in folder.glob(f"{key}-*.so"):
+        if _trusted(path) and path.stem == f"{key}-{_digest(path.read_bytes())}":
+            return path
+        path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         objects, library = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
         for command in (
@@ -89,9 +91,14 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
             if result.returncode:
                 raise OSError(result.stderr.strip() or f"exit code {result.returncode}")
         library.chmod(0o700)
-        # Two processes that build at once write the same file, one after the other.
+        path = folder / f"{key}-{_digest(library.read_bytes())}.so"
+        # Two processes that build at once each move a whole library into place.
         library.replace(path)
     return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def _trusted(path: Path) -> bool:

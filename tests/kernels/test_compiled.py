@@ -1,0 +1,99 @@
+"""Compiling the C kernels: where they are kept, what is not trusted, and what happens without a compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rapa_cli.kernels import compiled
+
+USE = """
+import torch
+from rapa_cli import TiledConv2d, draws
+from rapa_cli.kernels.compiled import kernels
+layer = TiledConv2d(3, 4, 3, tiles=4)
+with draws(layer, images=torch.arange(2)):
+    layer(torch.rand(2, 3, 8, 8)).sum().backward()
+print(kernels().library is not None, kernels().threaded)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    if compiled.kernels().library is None:
+        pytest.skip(f"the C kernels could not be compiled here: {compiled.kernels().reason}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled.kernels.cache_clear()
+    yield tmp_path / "rapa" / "kernels"
+    monkeypatch.undo()
+    compiled.kernels.cache_clear()
+
+
+def _again() -> compiled.Kernels:
+    compiled.kernels.cache_clear()
+    return compiled.kernels()
+
+
+def test_compiled_once_and_found_again(cache: Path) -> None:
+    assert _again().library is not None
+    (library,) = cache.iterdir()
+    before = library.stat()
+    assert _again().library is not None
+    assert list(cache.iterdir()) == [library]
+    assert library.stat().st_mtime_ns == before.st_mtime_ns
+    assert before.st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another"])
+def test_a_library_that_is_not_what_was_built_is_built_anew(cache: Path, damage: str) -> None:
+    _again()
+    (library,) = cache.iterdir()
+    whole = library.read_bytes()
+    # The loaded library keeps its file: the damage is done to a new one of that name.
+    library.unlink()
+    library.write_bytes(whole[: len(whole) // 2] if damage == "cut off" else b"\x7fELF" + bytes(1000))
+    assert _again().library is not None
+    (rebuilt,) = cache.iterdir()
+    assert rebuilt.read_bytes() == whole
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    kernels = _again()
+    assert kernels.library is None
+    assert "others may write to it" in kernels.reason
+    assert not list(cache.iterdir())
+
+
+def test_two_processes_at_once() -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", USE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [out.split() for out, _ in outputs] == [["True", "True"]] * 2, outputs
+
+
+def test_without_a_compiler_the_torch_path_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert _again() == compiled.Kernels(None, "no C compiler was found (cc, gcc or clang)")
+
+
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\ncase $1 in --version) echo broken 1;; *) echo it is broken >&2; exit 1;; esac\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    kernels = _again()
+    assert kernels.library is None
+    assert kernels.reason == f"{broken} could not build the kernels: it is broken"
+
+
+def test_the_torch_path_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAPA_KERNEL", "torch")
+    assert _again().library is None
