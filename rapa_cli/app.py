@@ -5,6 +5,7 @@ Nothing heavy is imported here: `rapa --help` answers at once.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -26,6 +27,9 @@ from rapa_cli.errors import FileError, Interrupted, RapaError, suggestion
 INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 1
+
+# What others call some options.
+_ALIASES = {"rate": "--lr", "learning-rate": "--lr", "dataset": "--data", "output": "--out"}
 
 app = typer.Typer(
     name="rapa",
@@ -158,10 +162,18 @@ def _report_usage(error: Any, path: str, command: Any) -> int:
     if kind == "NoSuchOption":
         message = f"no such option: {error.option_name}"
         known = [name for parameter in command.params for name in parameter.opts if name.startswith("-")]
-        hint = suggestion(error.option_name, [*known, "--help"])
+        # Without dashes, which all of them have in common and which would make strangers look alike.
+        names = {name.lstrip("-"): name for name in [*known, "--help"]}
+        names |= {word: name for word, name in _ALIASES.items() if name in known}
+        near = difflib.get_close_matches(str(error.option_name).lstrip("-"), names, n=1)
+        hint = f"did you mean '{names[near[0]]}'?" if near else hint
     elif unknown_command:
         message = f"no such command: {unknown_command[1]}"
         hint = suggestion(unknown_command[1], command.commands)
+    elif hasattr(error.__cause__, "errors"):
+        # The parser's text says what is allowed, but not what it got.
+        allowed = message.partition(", unable to parse")[0].rstrip(".")
+        message = f"{allowed}, got '{error.__cause__.errors()[0]['input']}'".replace(": Input should", ": input should")
     _say(message[:1].lower() + message[1:].rstrip("."), hint, prefix="error: ")
     return int(error.exit_code)
 

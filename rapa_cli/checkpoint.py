@@ -185,9 +185,18 @@ def _description(path: Path, file: Any) -> Description:
     if document is None:
         raise _damaged(path, "it is no checkpoint of this program (no description in it)")
     try:
-        return config.validate(Description, json.loads(document), "its description")
+        found = json.loads(document)
+        if not _is_data_set(found):
+            return config.validate(Description, found, "its description")
     except (RapaError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
+    hint = f"name a checkpoint or a run folder; its images are used by --data {path.absolute().parent.name}"
+    raise FileError(f"{path} is a data set, not a checkpoint", hint=hint)
+
+
+def _is_data_set(document: object) -> bool:
+    """Whether a description is that of a file of the data store."""
+    return isinstance(document, dict) and "split" in document and "network" not in document
 
 
 def _damaged(path: Path, reason: str) -> FileError:

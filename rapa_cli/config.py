@@ -186,9 +186,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from error
+        hint = "name a TOML file that you may read, or a definition of the package"
+        raise FileError(f"cannot read {path}: {error.strerror}", hint=hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        hint = f"lines are key = value, texts stand in quotes; {_example('recipes', 'short')}"
+        raise ConfigError(f"{path} is not TOML: {error}", hint=hint) from error
 
 
 def validate(model: type[Model], values: Any, source: str, *, hint: str | None = None) -> Model:
@@ -227,23 +229,30 @@ def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple
         "recipe": (Recipe, recipe.model_dump()),
         "network": (Network, network.model_dump()),
     }
+    problems: list[ConfigError] = []
     for setting in settings:
         key, equals, text = setting.partition("=")
         key = key.strip()
         if not equals:
-            raise ConfigError(f"--set {setting}: there is no '='", hint="write --set key=value, as in --set lr=0.01")
+            problem = f"--set {setting}: there is no '='"
+            problems.append(ConfigError(problem, hint="write --set key=value, as in --set lr=0.01"))
+            continue
         table, _, name = key.rpartition(".")
         places = [table] if table else ["recipe", "network"]
         known = [place for place in places if place in tables and name in tables[place][0].model_fields]
         if not known:
             allowed = {*Recipe.model_fields, *Network.model_fields}
             elsewhere = [f"{place}.{name}" for place in tables if name in tables[place][0].model_fields]
-            raise ConfigError(
-                f"--set {setting}: unknown key '{key}'",
-                hint=f"did you mean '{elsewhere[0]}'?" if elsewhere else suggestion(name, allowed),
-            )
+            hint = f"did you mean '{elsewhere[0]}'?" if elsewhere else suggestion(name, allowed)
+            problems.append(ConfigError(f"--set {setting}: unknown key '{key}'", hint=hint))
+            continue
         tables[known[0]][1][name] = _value(text.strip())
-    both = validate(_Both, {place: values for place, (_, values) in tables.items()}, "settings", hint=_SET_HINT)
+    try:
+        both = validate(_Both, {place: values for place, (_, values) in tables.items()}, "settings", hint=_SET_HINT)
+    except ConfigError as error:
+        problems.append(error)
+    if problems:
+        raise ConfigError("; ".join(problem.message for problem in problems), hint=problems[0].hint)
     return both.network, both.recipe
 
 
@@ -270,7 +279,8 @@ def _problem(model: type[BaseModel], entry: Any) -> tuple[str, str | None]:
     if kind == "union_tag_invalid":
         tag, allowed = entry["ctx"]["tag"], entry["ctx"]["expected_tags"]
         return f"{name}.kind: input should be {allowed}, got '{tag}'", _nearest(tag, allowed)
-    return f"{name}: {entry['msg'].lower()}, got {got}", None
+    tiles = "tiles are a list with a number for each convolution: tiles=[16,4,1], or --tiles 16,4,1"
+    return f"{name}: {entry['msg'].lower()}, got {got}", tiles if place[-1:] == ["tiles"] else None
 
 
 def _nearest(got: Any, allowed: str) -> str | None:

@@ -41,7 +41,12 @@ def make_folder(path: Path) -> Path:
         FileError: the folder cannot be made.
     """
     with explained(path, "make the folder"):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            # Parents are made too, so that only a place which takes no folders is left, such as /proc.
+            reason = "no folder can be made at this place"
+            raise FileError(f"cannot make the folder {path}: {reason}", hint="choose another folder") from error
     return path
 
 

@@ -195,7 +195,7 @@ def test_layers_can_be_set() -> None:
         ("epochs=[1]", "recipe.epochs: input should be a valid integer, got [1]", "values are TOML"),
         ("epochs=1979-05-27", "recipe.epochs: input should be a valid integer, got '1979-05-27'", "values are TOML"),
         ("epochs=1\nlr = 2", "recipe.epochs: input should be a valid integer", "values are TOML"),
-        ("tiles=16", "network.tiles: input should be a valid", "values are TOML"),
+        ("tiles=16", "network.tiles: input should be a valid", "tiles=[16,4,1], or --tiles 16,4,1"),
         ("pool=avrage", "network.pool: input should be 'max'", "did you mean 'average'?"),
         ("scheme=randomfixed", "network.scheme: input should be 'none'", "did you mean 'random-fixed'?"),
     ],
@@ -204,6 +204,13 @@ def test_wrong_settings(setting: str, message: str, hint: str) -> None:
     error = refused(setting)
     assert message in error.message
     assert hint in str(error.hint)
+
+
+def test_every_wrong_setting_at_once() -> None:
+    error = refused("momentun=0.5", "lr", "poool=max", "epochs=x")
+    for part in ("unknown key 'momentun'", "--set lr: there is no '='", "unknown key 'poool'", "recipe.epochs: input"):
+        assert part in error.message
+    assert error.hint == "did you mean 'momentum'?"
 
 
 def test_wrong_settings_of_both_tables_at_once() -> None:

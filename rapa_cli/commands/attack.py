@@ -111,6 +111,8 @@ def attack_levels(eps: str | None, snr: str | None) -> list[Level]:
         if not 0 <= value <= 1:
             hint = f"pixels go from 0 to 1; did you mean {value:g}/255?" if value > 1 else "pixels go from 0 to 1"
             raise ConfigError(f"--eps: got {value:g}, allowed are numbers from 0 to 1", hint=hint)
+    if 1 in values:
+        console.note("--eps 1 is the whole range of a pixel; one step of 255 is written 1/255")
     return [Level(eps=value) for value in values]
 
 

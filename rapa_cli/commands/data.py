@@ -11,7 +11,7 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands.options import DataDir, Json
-from rapa_cli.errors import ConfigError
+from rapa_cli.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from rapa_cli.data.images import DataSet, Progress
@@ -104,7 +104,8 @@ def show(
     from rapa_cli.files import atomic
 
     if split not in ("train", "test"):
-        raise ConfigError(f"--split: got '{split}', allowed are train and test")
+        hint = suggestion(split, ("train", "test"))
+        raise ConfigError(f"--split: got '{split}', allowed are train and test", hint=hint)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out: got '{out}', which does not end in .png", hint="the contact sheet is a PNG file")
     with reporting() as progress:

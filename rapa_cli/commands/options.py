@@ -22,7 +22,8 @@ _LEVELS_HINT = "write numbers or fractions with commas (0,1/255,4/255) or a rang
 
 def _device(text: str | None) -> str | None:
     if text is not None and not _DEVICE.fullmatch(text):
-        raise ConfigError(f"--device: got '{text}', allowed are auto, cpu, cuda, cuda:N and mps")
+        hint = "leave --device out to take a GPU where there is one; `rapa doctor` shows what this machine has"
+        raise ConfigError(f"--device: got '{text}', allowed are auto, cpu, cuda, cuda:N and mps", hint=hint)
     return text
 
 

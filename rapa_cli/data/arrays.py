@@ -60,7 +60,8 @@ def _split(path: Path) -> Split:
         raise FileError(f"{path}: labels are {got}", hint=_FORMAT)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= MAX_CLASSES:
-        raise FileError(f"{path}: labels go from {low} to {high}, allowed are 0 to {MAX_CLASSES - 1}")
+        hint = "number the classes from 0 up and save the labels again"
+        raise FileError(f"{path}: labels go from {low} to {high}, allowed are 0 to {MAX_CLASSES - 1}", hint=hint)
     pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return Split(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
 
@@ -72,7 +73,7 @@ def _load(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         with zipfile.ZipFile(path) as archive:
             return _array(archive, "images", path), _array(archive, "labels", path)
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+        raise FileError(f"cannot read {path}: {error.strerror or error}", hint="may you read it?") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise FileError(f"{path} is damaged: {' '.join(str(error).split())}", hint="write it again") from error
 
@@ -92,7 +93,8 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray[Any, A
         if dtype.hasobject:
             raise FileError(f"{path} is refused: '{name}' holds Python objects", hint=_FORMAT)
         if int(np.prod(shape, dtype=object)) * dtype.itemsize != size - file.tell():
-            raise FileError(f"{path} is damaged: '{name}' claims the shape {shape}, but has {size} bytes")
+            claim = f"'{name}' claims the shape {shape}, but has {size} bytes"
+            raise FileError(f"{path} is damaged: {claim}", hint="write it again")
     with archive.open(member) as file:
         return np.asarray(npy.read_array(file, allow_pickle=False))
 

@@ -70,7 +70,7 @@ def recognise(path: Path) -> Source:
         FileError: it does not exist, or holds nothing that a reader reads.
     """
     if not path.exists():
-        raise FileError(f"there is no file or folder {path}")
+        raise FileError(f"there is no file or folder {path}", hint="is the path right? It counts from this folder")
     hint = (
         "readable are the official CIFAR archives and folders, SVHN's train_32x32.mat and test_32x32.mat, a folder "
         "with train.npz and test.npz, and a folder with a folder of images for each class"

@@ -123,7 +123,8 @@ def resolve(
         try:
             scheme_named(definition.scheme).check(count)
         except ValueError as error:
-            raise ConfigError(f"convolution {number}: {error}") from None
+            fits = "leave --tiles out to get tiles that fit, or choose another --scheme"
+            raise ConfigError(f"convolution {number}: {error}", hint=fits) from None
         if count > available:
             raise ConfigError(
                 f"tiles: convolution {number} got {count} tiles, but its output has only {available} patches",
@@ -145,7 +146,10 @@ def patches_per_layer(definition: config.Network, shape: tuple[int, int, int]) -
         if isinstance(layer, config.Linear):
             flat = True
         elif flat and not isinstance(layer, config.Relu):
-            raise ConfigError(f"network '{definition.name}': a layer of kind '{layer.kind}' comes after a linear one")
+            raise ConfigError(
+                f"network '{definition.name}': a layer of kind '{layer.kind}' comes after a linear one",
+                hint="put the layers of kind 'linear' last",
+            )
         elif isinstance(layer, config.Conv):
             height, width = _conv_size(layer, height, width)
             patches.append(height * width)
@@ -154,7 +158,7 @@ def patches_per_layer(definition: config.Network, shape: tuple[int, int, int]) -
         if height < 1 or width < 1:
             raise ConfigError(
                 f"network '{definition.name}' needs larger images than {shape[1]} x {shape[2]} pixels",
-                hint="a kernel or a pooling window does not fit any more",
+                hint="use larger images, or a network with fewer pooling layers",
             )
     if not patches:
         raise ConfigError(f"network '{definition.name}' has no convolution", hint="add a layer of kind 'conv'")

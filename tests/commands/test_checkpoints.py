@@ -80,7 +80,7 @@ def test_paths_stay_whole_and_are_no_markup(
         ("empty", "there is no checkpoint empty/last.safetensors", "has the run finished an epoch?"),
         ("short.safetensors", "checkpoint short.safetensors cannot be used: ", "take another one"),
         ("tiny.toml", "checkpoint tiny.toml cannot be used: ", "take another one"),
-        ("data.safetensors", "cannot be used: its description: ", "take another one"),
+        ("data.safetensors", "data.safetensors is a data set, not a checkpoint", "name a checkpoint or a run folder"),
     ],
 )
 def test_missing_and_damaged_checkpoints(rapa: Run, command: str, name: str, message: str, hint: str) -> None:
@@ -105,7 +105,8 @@ def test_no_run_at_all(rapa: Run, command: str) -> None:
         (["--data", "../mini"], 2, "cannot be the name of a data set", "names have letters, digits"),
         (["--data", "other"], 2, "--data other: images of 1 x 8 x 8 in 3 classes do not fit the network, which takes "
          "3 x 8 x 8 in 3 classes", "it was trained on 'mini'"),
-        (["--images", "0"], 2, "invalid value for '--images'", "-h' shows what is allowed"),
+        (["--images", "0"], 2, "invalid value for '--images': input should be greater than or equal to 1, got '0'",
+         "-h' shows what is allowed"),
         (["--device", "cuda:99"], 2, "--device cuda:99: this machine has", "leave --device out"),
     ],
 )  # fmt: skip
@@ -187,6 +188,12 @@ def test_attack(rapa: Run) -> None:
 )
 def test_wrong_levels(rapa: Run, words: list[str], message: str, hint: str) -> None:
     refused(rapa("attack", DONE, "--json", *words), 2, message, hint)
+
+
+def test_the_whole_range_of_a_pixel_is_noted(rapa: Run) -> None:
+    outcome = rapa("attack", DONE, "--eps", "1", "--json")
+    assert outcome.document["points"][0]["eps"] == 1
+    assert outcome.err == "--eps 1 is the whole range of a pixel; one step of 255 is written 1/255\n"
 
 
 def all_wrong(path: Path) -> None:
