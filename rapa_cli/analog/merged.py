@@ -60,12 +60,19 @@ def moments(
     """
     trains = scales(x, d, lr, granularity, update)
     step, rounding = step_of(update.res), generator if update.sto_round else None
-    p_x = rounded(x.abs() * trains.b[:, None], step, rounding).clamp_(0, 1)
-    p_d = rounded(d.abs() * trains.a[:, None], step, rounding).clamp_(0, 1)
-    slots = trains.slots[:, None].to(p_d.dtype)
-    s_x, s_d = p_x * x.sign(), p_d * d.sign()
-    total, net = _sums(slots * p_d, p_x, sizes), _sums(slots * s_d, s_x, sizes)
-    squares, net_squares = _sums(slots * p_d**2, p_x**2, sizes), _sums(slots * s_d * p_d, s_x * p_x, sizes)
+    # Probabilities with the signs of their vectors; rounding is the same on both sides of 0.
+    s_x = rounded(x * trains.b[:, None], step, rounding).clamp_(-1, 1)
+    s_d = rounded(d * trains.a[:, None], step, rounding).clamp_(-1, 1)
+    p_d, slots = s_d.abs(), trains.slots[:, None].to(s_d.dtype)
+    if bool((x >= 0).all()):
+        # Behind a ReLU inputs have no signs, and each two of the products are one.
+        total, net = _sums(torch.cat([slots * p_d, slots * s_d], 1), s_x, sizes).chunk(2, 1)
+        weighted = torch.cat([slots * p_d * p_d, slots * s_d * p_d], 1)
+        squares, net_squares = _sums(weighted, s_x * s_x, sizes).chunk(2, 1)
+    else:
+        p_x = s_x.abs()
+        total, net = _sums(slots * p_d, p_x, sizes), _sums(slots * s_d, s_x, sizes)
+        squares, net_squares = _sums(slots * p_d * p_d, s_x * s_x, sizes), _sums(slots * s_d * p_d, s_x * p_x, sizes)
     up, down = (total - net) / 2, (total + net) / 2
     # Differences of sums may come out a rounding error below 0.
     return Moments(

@@ -37,5 +37,5 @@ def rounded(values: Tensor, step: float, generator: torch.Generator | None = Non
         return values
     scaled = values / step
     if generator is not None:
-        scaled = scaled + (uniform(values, generator) - 0.5)
-    return torch.round(scaled) * step
+        scaled += uniform(values, generator).sub_(0.5)
+    return scaled.round_().mul_(step)

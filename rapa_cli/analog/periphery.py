@@ -128,7 +128,10 @@ class Periphery:
         managed = bound_management and io.bound_management is not BoundManagement.NONE
         alpha = self._divisors(io.noise_management, x, sizes)
         values = x.new_zeros(len(x), weights.shape[1])
-        clipped, seen = torch.zeros_like(values, dtype=torch.bool), x.clone()
+        clipped = torch.zeros_like(values, dtype=torch.bool)
+        # Divided by its own largest value a vector fits the DAC.
+        fits = io.nm_thres <= 0 and io.noise_management in (NoiseManagement.ABS_MAX, NoiseManagement.ABS_MAX_NP_SUM)
+        seen = x if fits or io.inp_bound <= 0 else x.clone()
         silent = (alpha <= 0) & (io.noise_management is not NoiseManagement.NONE)
         if io.inp_noise > 0 and bound_management:
             # With noise on its inputs even an array without inputs answers; it is read unscaled.
@@ -139,13 +142,14 @@ class Periphery:
             if passes == 1 and io.bound_management is BoundManagement.ITERATIVE_WORST_CASE:
                 alpha, reduction = self._divisors(NoiseManagement.ABS_MAX_NP_SUM, x, sizes), 1.0
             scale = torch.where(alpha > 0, 1 / alpha, 1.0)[rows] / reduction
-            outputs, over, hit = self._pass(weights, x[rows] * scale[:, None], tile_of[rows], generator)
+            inputs = x if len(rows) == len(x) else x[rows]
+            outputs, over, hit = self._pass(weights, inputs * scale[:, None], tile_of[rows], generator)
             values[rows] = outputs * (io.out_scale / scale)[:, None]
             clipped[rows] = over
-            if io.inp_bound > 0:
+            if seen is not x:
                 # The largest input times its own inverse may come out a rounding error above the bound.
                 limit = (io.inp_bound * (1 + 1e-6) / scale)[:, None]
-                seen[rows] = torch.maximum(torch.minimum(x[rows], limit), -limit)
+                seen[rows] = torch.maximum(torch.minimum(inputs, limit), -limit)
             passes += 1
             if not managed or int(reduction) > io.max_bm_factor:
                 break
@@ -190,13 +194,17 @@ class Periphery:
     def _pass(
         self, weights: Tensor, x: Tensor, tile_of: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One reading of scaled vectors: outputs (n, out), what clipped (n, out), which vectors hit the bound (n,)."""
+        """One reading of scaled vectors, which are overwritten.
+
+        Returns:
+            Outputs (n, out), which of them clipped, and which vectors hit the bound (n,).
+        """
         io = self.io
         u = rounded(x, io.inp_step, generator if io.inp_sto_round else None)
         if io.inp_bound > 0:
-            u = u.clamp(-io.inp_bound, io.inp_bound)
+            u.clamp_(-io.inp_bound, io.inp_bound)
         if io.inp_noise > 0:
-            u = u + io.inp_noise * gauss(u, generator)
+            u.add_(gauss(u, generator), alpha=io.inp_noise)
         if io.inp_asymmetry:
             u = torch.where(u < 0, u * (1 - io.inp_asymmetry), u)
         sizes = torch.bincount(tile_of, minlength=len(weights)).tolist()
@@ -250,7 +258,7 @@ class Periphery:
         if "out_noise" in self.state:
             v = v + self.state["out_noise"][tile_of] * gauss(v, generator)
         elif io.out_noise > 0:
-            v = v + io.out_noise * gauss(v, generator)
+            v = v.add(gauss(v, generator), alpha=io.out_noise)
         v = rounded(v, io.out_step, generator if io.out_sto_round else None)
         if io.out_bound <= 0:
             return v, torch.zeros_like(v, dtype=torch.bool), v.new_zeros(len(v), dtype=torch.bool)

@@ -281,6 +281,7 @@ def test_a_bank_of_any_preset_goes_on_from_its_state(name: str) -> None:
         bank.after_step(draws(seed))
         return [reading.values, gradient, weights, bank.get_weights()]
 
+    others = torch.get_rng_state()
     first = AnalogBank(arrays, 2, 3, 4, draws(1))
     first.set_weights(0.3 * torch.randn(2, 3, 4, generator=generator), draws())
     work(first, 5)
@@ -291,6 +292,7 @@ def test_a_bank_of_any_preset_goes_on_from_its_state(name: str) -> None:
         assert here.isfinite().all()
     for key, values in first.state.items():
         assert torch.equal(values, second.state[key]), key
+    assert torch.equal(torch.get_rng_state(), others), "torch's global generator was used"
 
 
 @pytest.mark.parametrize(("prefix", "lr"), [("", 0.03), ("TikiTaka", 0.03), ("TTv2", 0.5), ("MixedPrecision", 0.03)])

@@ -13,8 +13,10 @@ from rapa_cli.analog import presets
 from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.cells import VectorUnitCell
 from rapa_cli.analog.device import PulsedDevice
+from rapa_cli.analog.merged import moments
 from rapa_cli.analog.parameters import PulseType, UpdateParameters
 from rapa_cli.analog.steps import ConstantStepDevice, SoftBoundsDevice
+from rapa_cli.analog.update import scales
 from tests.analog.laws import assert_same_law, draws
 from tests.tolerances import assert_near
 
@@ -33,6 +35,27 @@ def _changes(device: PulsedDevice, merge: int, gradient: float, pairs: int = _PA
     before = bank.state.get("hidden", bank.state["weight"]).clone()
     bank.update(x.repeat(_TILES, 1), d.repeat(_TILES, 1), [pairs] * _TILES, 0.05, draws(3 + merge))
     return bank.state.get("hidden", bank.state["weight"]) - before
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_moments_are_sums_over_the_pairs(signed: bool) -> None:
+    generator, update = draws(6), UpdateParameters()
+    x, d = torch.randn(7, 4, generator=generator), torch.randn(7, 3, generator=generator)
+    x = x if signed else x.abs()
+    found = moments(x, d, [3, 0, 4], 0.05, 0.001, update, draws())
+    wanted = torch.zeros(4, 3, 3, 4)
+    trains = scales(x, d, 0.05, 0.001, update)
+    for pair, tile in enumerate([0, 0, 0, 2, 2, 2, 2]):
+        for row in range(3):
+            for column in range(4):
+                p = min(float(trains.a[pair] * d[pair, row].abs()), 1) * min(
+                    float(trains.b[pair] * x[pair, column].abs()), 1
+                )
+                down = int(float(d[pair, row] * x[pair, column]) > 0)
+                wanted[down, tile, row, column] += float(trains.slots[pair]) * p
+                wanted[2 + down, tile, row, column] += float(trains.slots[pair]) * p * (1 - p)
+    for actual, expected in zip(found, wanted, strict=True):
+        assert_near(actual, expected)
 
 
 @pytest.mark.parametrize("gradient", [0.001, 0.02])
