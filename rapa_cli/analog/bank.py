@@ -42,7 +42,8 @@ class Arrays(Frozen):
     aihwkit_compat: Compat = None
 
     @model_validator(mode="after")
-    def _can_merge(self) -> Self:
+    def _works_together(self) -> Self:
+        self.device.check(self.update)
         exact = self.device.adds(self.update)
         if self.merge != 1 and not exact:
             if not isinstance(self.device, PulsedDevice):
@@ -87,7 +88,6 @@ class AnalogBank:
         for name, value in (("tiles", tiles), ("out_size", out_size), ("in_size", in_size)):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, allowed are whole numbers from 1")
-        arrays.device.check(arrays.update)
         self.arrays, self.tiles, self.out_size, self.in_size = arrays, tiles, out_size, in_size
         place = torch.device(place)
         self.devices: State = arrays.device.draw((tiles, out_size, in_size), generator, place)
