@@ -107,7 +107,7 @@ def test_the_program_in_a_pipe(workshop: Path, images: Path) -> None:
     assert "\x1b" not in outcome.stdout + outcome.stderr
     assert outcome.stderr.splitlines()[-1].startswith("epoch 1/1  rate 0.003")
     words = [line.split("  ")[0] for line in outcome.stdout.splitlines()]
-    assert words[1:6] == ["test error", "lowest", "time", "checkpoint", "learning curve"]
+    assert words[3:8] == ["test error", "lowest", "time", "checkpoint", "learning curve"]
     assert words[-1] == "checkpoint runs/one/last.safetensors"
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rapa_cli import console
 from rapa_cli.commands.options import DataDir, Json
+from rapa_cli.commands.session import data_progress
 from rapa_cli.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
-    from rapa_cli.data.images import DataSet, Progress
+    from rapa_cli.data.catalog import Entry
+    from rapa_cli.data.images import DataSet
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Get, list and look at data sets.")
-
-_FILE_WIDTH = 160
-_MIB = 2**20
-_MANY_BYTES = 4 * _MIB
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="shapes, cifar10, cifar100, svhn, or a name of your own.")]
 
@@ -44,49 +40,27 @@ def get(
     """Put a data set into the store, where --data NAME finds it."""
     from rapa_cli.data import catalog
 
-    with reporting() as progress:
+    with data_progress() as progress:
         data, new = catalog.get(name, source, data_dir=data_dir, force=force, progress=progress)
     folder = catalog.data_dir(data_dir) / name
     if json:
         console.print_json({"name": name, "new": new, "path": str(folder), **_described(data)})
         return
-    _, height, width = data.shape
-    size = f"{len(data.train):,} + {len(data.test):,} images of {width} x {height}, {len(data.classes)} classes"
-    console.out().print(f"{name}: {size}, in {folder}{'' if new else ' (was there already)'}", markup=False)
+    size = _size(data.shape, len(data.train), len(data.test), len(data.classes))
+    console.show(f"{name}: {size}{'' if new else ' (was there already)'}\n  from {data.source}\n  in {folder}")
 
 
 @app.command("list")
 def list_(data_dir: DataDir = None, json: Json = False) -> None:
     """List the data sets that are here, and those that can be fetched."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     from rapa_cli.data import catalog
 
     home, entries = catalog.data_dir(data_dir), catalog.listing(data_dir)
     if json:
         console.print_json({"data_dir": str(home), "data": [vars(entry) for entry in entries]})
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in ("name", "state", "classes", "train", "test", "size", "MB", "source"):
-        justify: Literal["left", "right"] = "left" if title in ("name", "state", "source") else "right"
-        table.add_column(title, justify=justify, no_wrap=title != "source")
     for entry in entries:
-        channels, height, width = entry.shape or (0, 0, 0)
-        row = (
-            entry.name,
-            entry.state,
-            *(f"{count:,}" if count else "" for count in (entry.classes, entry.train, entry.test)),
-            f"{width} x {height} {'RGB' if channels == 3 else 'grey'}" if channels else "",
-            f"{entry.size / 1e6:.0f}" if entry.size else "",
-            entry.source,
-        )
-        table.add_row(*(Text(cell) for cell in row))
-    screen = console.out()
-    if not screen.is_terminal:
-        screen.width = _FILE_WIDTH
-    screen.print(table)
+        console.show("\n  ".join(_lines(entry)))
     console.note(f"data folder: {home}")
 
 
@@ -108,29 +82,25 @@ def show(
         raise ConfigError(f"--split: got '{split}', allowed are train and test", hint=hint)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out: got '{out}', which does not end in .png", hint="the contact sheet is a PNG file")
-    with reporting() as progress:
+    with data_progress() as progress:
         data = open_data(name, data_dir, progress=progress)
     with atomic(out) as temporary:
         contact_sheet(data, split=split, columns=columns).save(temporary, format="png")
     console.out().print(str(out), markup=False)
 
 
-@contextlib.contextmanager
-def reporting() -> Iterator[Progress]:
-    """Shows what getting or opening a data set is doing: a bar on a terminal, else a line for each long step."""
-    with console.progress() as bar:
-        tasks: dict[str, Any] = {}
+def _lines(entry: Entry) -> list[str]:
+    """What the list says of a data set: its name whole, and lines that fit a narrow terminal."""
+    size = f", {entry.size / 1e6:.0f} MB" if entry.size else ""
+    lines = [f"{entry.name}  {entry.state}{size}"]
+    if entry.shape:
+        lines.append(_size(entry.shape, entry.train, entry.test, entry.classes))
+    return [*lines, entry.source]
 
-        def report(what: str, done: int, total: int) -> None:
-            if total > _MANY_BYTES:
-                what, done, total = f"{what} (MiB)", done // _MIB, -(-total // _MIB)
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total or None)
-                if bar.disable:
-                    console.note(f"{what} ...")
-            bar.update(tasks[what], completed=done, total=total or None)
 
-        yield report
+def _size(shape: tuple[int, int, int], train: int, test: int, classes: int) -> str:
+    channels, height, width = shape
+    return f"{train:,} + {test:,} images, {width} x {height} {'RGB' if channels == 3 else 'grey'}, {classes} classes"
 
 
 def _described(data: DataSet) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rapa_cli import console
 from rapa_cli.errors import ConfigError, suggestion
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rapa_cli.checkpoint import Description
-    from rapa_cli.data.images import DataSet
+    from rapa_cli.data.images import DataSet, Progress
     from rapa_cli.layers.network import Network
 
+_MIB = 2**20
+# What is counted up to so much is bytes.
+_MANY_BYTES = 4 * _MIB
 
 # The words of the command line that is being run, for the provenance of what it writes.
 arguments: ContextVar[Sequence[str]] = ContextVar("arguments", default=())
@@ -94,15 +97,19 @@ def open_data(name: str, data_dir: Path | None) -> DataSet:
 
 
 @contextlib.contextmanager
-def data_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for the steps of the data room, each known by its description."""
+def data_progress() -> Iterator[Progress]:
+    """Shows what getting or opening a data set is doing: a bar on a terminal, else a line for each long step."""
     with console.progress() as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
+            if total > _MANY_BYTES:
+                what, done, total = f"{what} (MiB)", done // _MIB, -(-total // _MIB)
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total or None)
-            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+                if bar.disable:
+                    console.note(f"{what} ...")
+            bar.update(tasks[what], completed=done, total=total or None)
 
         yield report
 

@@ -127,9 +127,12 @@ def get(
         official = sources.find(name, home) or download.fetch(name, home, progress)
         return _store(folder, name, sources.load(official, progress)), True
     found_there = sources.recognise(source.expanduser())
-    if name in DOWNLOADABLE and found_there.kind in DOWNLOADABLE and found_there.kind != name:
-        hint = f"rapa data get {found_there.kind} --from {source}"
-        raise FileError(f"{source} holds {found_there.kind}, not {name}", hint=hint)
+    if name in DOWNLOADABLE and found_there.kind != name:
+        known = found_there.kind in DOWNLOADABLE
+        holds = found_there.kind if known else "images of your own"
+        other = found_there.kind if known else f"my-{name}"
+        hint = f"the name is kept for the official images; choose another: rapa data get {other} --from {source}"
+        raise FileError(f"{source} holds {holds}, not {name}", hint=hint)
     contents = sources.load(found_there, progress)
     if store.exists(folder) and not force:
         found = store.read(folder)

@@ -30,8 +30,13 @@ Labelled = list[tuple[Path, int]]
 
 def is_folder(path: Path) -> bool:
     """Whether the path looks like a folder with a folder of images for each class."""
-    inner = path / "train" if (path / "train").is_dir() else path
+    inner = path / "train" if has_splits(path) else path
     return inner.is_dir() and any(_files(folder) for folder in _folders(inner))
+
+
+def has_splits(path: Path) -> bool:
+    """Whether the folder says which images are for training; else some of each class are kept for testing."""
+    return (path / "train").is_dir()
 
 
 def read(path: Path, progress: Progress) -> tuple[tuple[str, ...], Split, Split]:
@@ -49,7 +54,7 @@ def read(path: Path, progress: Progress) -> tuple[tuple[str, ...], Split, Split]
     Raises:
         FileError: images are missing, damaged, or of several sizes.
     """
-    classes, train, test = _two_levels(path) if (path / "train").is_dir() else _one_level(path)
+    classes, train, test = _two_levels(path) if has_splits(path) else _one_level(path)
     files = [file for file, _ in (*train, *test)]
     channels, height, width = _common_shape(files)
     if len(files) * channels * height * width > MAX_BYTES:

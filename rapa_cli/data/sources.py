@@ -115,4 +115,7 @@ def load(source: Source, progress: Progress) -> Contents:
     else:
         what, read = "a folder of images", folder.read
     classes, train, test = read(source.path, progress)
-    return Contents(source.kind, classes, train, test, f"{what} ({source.path.name})")
+    origin = f"{what} ({source.path.resolve().name})"
+    if source.kind == "folder" and not folder.has_splits(source.path):
+        origin += ", a sixth of each class kept for testing"
+    return Contents(source.kind, classes, train, test, origin)

@@ -182,6 +182,37 @@ def test_the_wrong_official_files_are_refused(home: Path, tmp_path: Path) -> Non
         get("cifar100", write_cifar10(tmp_path), data_dir=home)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_known_names_are_kept_for_the_official_images(home: Path, tmp_path: Path, name: str) -> None:
+    source = write_arrays(tmp_path)
+    with pytest.raises(FileError, match=f"holds images of your own, not {name}") as caught:
+        get(name, source, data_dir=home)
+    assert f"choose another: rapa data get my-{name} --from {source}" in str(caught.value.hint)
+    assert not store.exists(home / name)
+
+
+def test_images_kept_for_testing_are_mentioned(home: Path, tmp_path: Path) -> None:
+    source = write_images(tmp_path / "birds", {"tit": 6, "owl": 6})
+    shown = _run("get", "birds", "--from", str(source), "--data-dir", str(home))
+    assert "from a folder of images (birds), a sixth of each class kept for testing" in shown
+    assert open_data("birds", home).source.endswith(", a sixth of each class kept for testing")
+    for split in ("train", "test"):
+        write_images(tmp_path / "both" / split, {"tit": 6, "owl": 6})
+    assert get("both", tmp_path / "both", data_dir=home)[0].source == "a folder of images (both)"
+
+
+def test_the_list_fits_a_narrow_terminal(home: Path, tmp_path: Path) -> None:
+    name = "a-name-that-is-as-long-as-the-names-of-data-sets-can-well-become"
+    get(name, write_arrays(tmp_path), data_dir=home)
+    open_data("shapes", home)
+    lines = _run("list", "--data-dir", str(home)).splitlines()
+    assert lines[0].split() == [name, "stored,", "0", "MB"]
+    assert lines[1] == "  4 + 4 images, 5 x 6 RGB, 6 classes"
+    assert lines[2] == f"  train.npz and test.npz ({tmp_path.name})"
+    assert "  rapa data get cifar10" in lines
+    assert all(len(line) <= 50 for line in lines[1:] if tmp_path.name not in line)
+
+
 def test_the_listing(home: Path, tmp_path: Path) -> None:
     assert [(entry.name, entry.state) for entry in listing(home)] == [
         ("cifar10", "absent"),
