@@ -27,7 +27,6 @@ class Purpose(IntEnum):
     AUGMENTATION = 3
     ASSIGNMENT = 4
     POOLING = 5
-    ATTACK = 6
     DATA = 7
 
 

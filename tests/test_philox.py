@@ -101,7 +101,7 @@ def test_no_two_uses_share_numbers() -> None:
             for purpose, stream, seed, draw, layer in places
         ]
     )
-    assert len(pairs) == 7 * 6 * 3 * 3 * 3 * 3 * 4
+    assert len(pairs) == len(Purpose) * 6 * 3 * 3 * 3 * 3 * 4
     assert len(torch.unique(pairs, dim=0)) == len(pairs)
 
 
