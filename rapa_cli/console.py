@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-Item = TypeVar("Item")
+# Columns of a terminal from which a bar has room beside its texts.
+_WIDE = 72
 
 
 def out() -> Console:
@@ -40,26 +48,22 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def progress(*, transient: bool = True) -> Progress:
-    """A progress bar on standard error; it shows nothing where that is no terminal."""
+    """A progress bar on standard error; it shows nothing where that is no terminal.
+
+    On a narrow terminal the bar itself and the count are left out, so that the texts stay whole.
+    """
     console = err()
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), TimeRemainingColumn()]
+    if console.width >= _WIDE:
+        columns = [SpinnerColumn(), columns[0], BarColumn(bar_width=None), MofNCompleteColumn(), columns[1]]
     return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        *columns,
         console=console,
         transient=transient,
-        # The bar takes what the texts leave, so that nothing is cut off on a narrow terminal.
+        # The bar takes the room that the texts leave.
         expand=True,
         disable=not console.is_terminal,
     )
-
-
-def track(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
-    """Goes through `items` with a progress bar."""
-    with progress() as bar:
-        yield from bar.track(items, total=total, description=description)
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,7 @@ def attack(
     """
     levels = attack_levels(eps, snr)
     from rapa_cli.attacks.evaluation import attack as run
-    from rapa_cli.commands.session import counting, subject
+    from rapa_cli.commands.session import counting, labelled, subject
 
     chosen = subject(checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads)
     with counting(f"FGSM at {len(levels)} levels", len(chosen.images)) as count:
@@ -64,6 +64,7 @@ def attack(
         console.print_json(
             {
                 "checkpoint": chosen.path,
+                "chosen": chosen.chosen or None,
                 "data": chosen.data,
                 "method": "fgsm",
                 "images": len(chosen.images),
@@ -86,11 +87,12 @@ def attack(
             _number(point.accuracy, 1),
             f"{low:.1f} to {high:.1f}",
         )
-    console.show(f"FGSM on {chosen.path}")
+    console.show(f"FGSM on {labelled(chosen.path)}")
     console.out().print(table)
     console.show(
         f"{points[0].counted} of {len(chosen.images)} images of {chosen.data} are right without noise and count\n"
-        f"gradient on one draw, score on another, seed {seed}; SNR of [0, 1] pixels after cutting"
+        f"gradient on one draw, score on another, seed {seed}\n"
+        "SNR of [0, 1] pixels after cutting"
     )
 
 

@@ -28,7 +28,7 @@ def evaluate(
     Example: rapa evaluate runs/my-run --best
     """
     from rapa_cli.analysis.evaluation import evaluate as measure
-    from rapa_cli.commands.session import counting, subject
+    from rapa_cli.commands.session import counting, labelled, subject
 
     chosen = subject(
         checkpoint,
@@ -46,10 +46,13 @@ def evaluate(
         console.print_json(
             {
                 "checkpoint": chosen.path,
+                "chosen": chosen.chosen or None,
                 "data": chosen.data,
                 "split": split,
                 "images": result.images,
-                "test_error": result.error,
+                "error": result.error,
+                # The contract's name for the error on test images; those of the training images are none.
+                f"{split}_error": result.error,
                 "ci95": result.ci95,
                 "loss": result.loss,
                 "seed": seed,
@@ -60,5 +63,5 @@ def evaluate(
     console.show(
         f"{split} error {result.error:.2f} %  (95 % interval {low:.2f} to {high:.2f})\n"
         f"{result.wrong} of {result.images} images of {chosen.data} wrong, one draw, seed {seed}\n"
-        f"checkpoint {chosen.path}"
+        f"checkpoint {labelled(chosen.path)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rapa_cli import console
@@ -9,6 +10,20 @@ from rapa_cli.commands import options
 
 if TYPE_CHECKING:
     from rapa_cli.layers.network import Network
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "layer": lambda row: str(row["name"]),
+    "tiles": lambda row: str(row["tiles"]),
+    "n_p": lambda row: str(row["n_p"]),
+    "per tile": lambda row: str(row["patches_per_tile"]),
+    "k": lambda row: str(row["k"]),
+    "c_out": lambda row: str(row["c_out"]),
+    "parameters": lambda row: f"{row['parameters']:,}",
+    "S": lambda row: "" if row["similarity"] is None else f"{row['similarity']:.3f}",
+}
+_DISPENSABLE = ("per tile", "k", "c_out")
+_WIDE = 72
 
 
 def inspect(
@@ -21,7 +36,7 @@ def inspect(
     Example: rapa inspect runs/my-run
     """
     from rapa_cli.checkpoint import read, restore
-    from rapa_cli.commands.session import checkpoint_path
+    from rapa_cli.commands.session import checkpoint_path, chosen
     from rapa_cli.layers.network import parameter_count
 
     path = checkpoint_path(checkpoint, best=best)
@@ -30,6 +45,7 @@ def inspect(
     description, progress = saved.description, saved.description.progress
     document = {
         "checkpoint": path,
+        "chosen": chosen(path) or None,
         "network": description.network.name,
         "scheme": description.network.scheme,
         "tiles": description.network.tiles,
@@ -84,6 +100,8 @@ def _show(document: dict[str, Any]) -> None:
     tiles = ", ".join(str(count) for count in document["tiles"])
     shape = " x ".join(str(size) for size in document["shape"])
     console.show(f"checkpoint  {document['checkpoint']}")
+    if document["chosen"]:
+        console.show(f"            ({document['chosen']})")
     console.show(f"network     {document['network']}, {document['pool']} pooling, images {shape}")
     console.show(f"tiling      {document['scheme']} ({tiles})")
     console.show(f"data        {document['data']}, {len(document['classes'])} classes")
@@ -99,18 +117,16 @@ def _show(document: dict[str, Any]) -> None:
                 f"test error  {progress['test_error']:.2f} %, "
                 f"lowest {progress['best_test_error']:.2f} % in epoch {progress['best_epoch']} (chosen on the test set)"
             )
+    screen = console.out()
+    # A narrow terminal shows fewer columns instead of cut numbers.
+    narrow = screen.is_terminal and screen.width < _WIDE
+    columns = {heading: show for heading, show in _COLUMNS.items() if not (narrow and heading in _DISPENSABLE)}
     table = Table()
-    for heading in ("layer", "tiles", "n_p", "per tile", "k", "c_out", "parameters", "S"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
     for row in document["layers"]:
-        s = "" if row["similarity"] is None else f"{row['similarity']:.3f}"
-        table.add_row(
-            row["name"],
-            *(str(row[key]) for key in ("tiles", "n_p", "patches_per_tile", "k", "c_out")),
-            f"{row['parameters']:,}",
-            s,
-        )
-    console.out().print(table)
-    console.show("n_p: patches of an image; k: weights of a filter; S: mean correlation of filters between tiles")
+        table.add_row(*(show(row) for show in columns.values()))
+    screen.print(table)
+    console.show("n_p: patches of an image; k: weights of a filter\nS: mean correlation of filters between tiles")
     for key, value in document["provenance"].items():
         console.show(f"{key.replace('_', ' ')}: {value}")

@@ -74,7 +74,7 @@ BatchSize = Annotated[
 ]
 Images = Annotated[
     int | None,
-    typer.Option("--images", metavar="N", min=1, show_default=False, help="Only the first N test images."),
+    typer.Option("--images", metavar="N", min=1, show_default=False, help="Only the first N images of the split."),
 ]
 Json = Annotated[
     bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def reduce(
     from rapa_cli.analysis.evaluation import evaluate
     from rapa_cli.analysis.reduction import WAYS
     from rapa_cli.analysis.reduction import reduce as make_ordinary
-    from rapa_cli.commands.session import counting, subject
+    from rapa_cli.commands.session import counting, labelled, subject
     from rapa_cli.files import make_folder
     from rapa_cli.layers.network import Network
 
@@ -62,7 +63,7 @@ def reduce(
             "progress": None,
             "provenance": {
                 **chosen.description.provenance,
-                "made_from": str(chosen.path),
+                "made_from": os.path.relpath(chosen.path.resolve(), target.parent.resolve()),
                 "made_by": f"rapa reduce --by {by}",
             },
         }
@@ -73,6 +74,7 @@ def reduce(
         console.print_json(
             {
                 "checkpoint": chosen.path,
+                "chosen": chosen.chosen or None,
                 "data": chosen.data,
                 "images": before.images,
                 "by": by,
@@ -89,5 +91,6 @@ def reduce(
         f"test error tiled    {before.error:.2f} %  (one draw, seed {seed})\n"
         f"test error reduced  {after.error:.2f} %  (by {by})\n"
         f"{before.images} images of {chosen.data}\n"
+        f"checkpoint {labelled(chosen.path)}\n"
         f"wrote {target}"
     )

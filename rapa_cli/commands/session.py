@@ -40,6 +40,7 @@ class Subject:
 
     Attributes:
         path: the checkpoint file.
+        chosen: how it was chosen among those of its run, as results are labelled with it.
         description: what it says of itself.
         network: on its device, in evaluation mode.
         data: name of the data set.
@@ -48,6 +49,7 @@ class Subject:
     """
 
     path: Path
+    chosen: str
     description: Description
     network: Network
     data: str
@@ -86,6 +88,19 @@ def checkpoint_path(name: str | None, *, best: bool) -> Path:
     if name is None:
         console.note(f"using {path}")
     return path
+
+
+def chosen(path: Path) -> str:
+    """How a checkpoint was chosen among those of its run; empty for the last, and for others that nobody chose."""
+    from rapa_cli.runs import BEST
+
+    return "lowest test error of the run, chosen on the test set" if path.name == BEST else ""
+
+
+def labelled(path: Path) -> str:
+    """The checkpoint as results name it, with how it was chosen."""
+    how = chosen(path)
+    return f"{path}\n({how})" if how else str(path)
 
 
 def open_data(name: str, data_dir: Path | None) -> DataSet:
@@ -151,7 +166,7 @@ def subject(
         )
     part = opened.train if split == "train" else opened.test
     limit = len(part) if images is None else min(images, len(part))
-    return Subject(path, saved.description, network, name, part.images[:limit], part.labels[:limit])
+    return Subject(path, chosen(path), saved.description, network, name, part.images[:limit], part.labels[:limit])
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def vote(
     Example: rapa vote runs/my-run -n 5
     """
     from rapa_cli.analysis.voting import vote_error
-    from rapa_cli.commands.session import counting, subject
+    from rapa_cli.commands.session import counting, labelled, subject
 
     chosen = subject(checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads)
     with counting(f"{n} draws", len(chosen.images)) as count:
@@ -39,6 +39,7 @@ def vote(
         console.print_json(
             {
                 "checkpoint": chosen.path,
+                "chosen": chosen.chosen or None,
                 "data": chosen.data,
                 "images": result.images,
                 "n": n,
@@ -55,7 +56,7 @@ def vote(
         f"single draw  {result.single_error:.2f} %  (mean of {n})\n"
         f"vote of {n:<4} {result.vote_error:.2f} %  (95 % interval {low:.2f} to {high:.2f})\n"
         f"{result.images} images of {chosen.data}, seed {seed}\n"
-        f"checkpoint {chosen.path}"
+        f"checkpoint {labelled(chosen.path)}"
     )
     if not _random(chosen.network):
         console.note("this network makes no random assignments in test, so that all draws are the same")

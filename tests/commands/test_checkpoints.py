@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,28 @@ def test_text_fits_a_terminal(rapa: Run, command: str) -> None:
     outcome = rapa(command, DONE)
     assert (outcome.code, outcome.err) == (0, "")
     assert LAST in outcome.out or command == "reduce"
-    assert all(len(line) <= 98 for line in outcome.out.splitlines() if not line.startswith("command: "))
+    assert all(len(line) <= 80 for line in outcome.out.splitlines() if not line.startswith("command: "))
     assert "nan" not in outcome.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_best_is_labelled_as_chosen_on_the_test_set(rapa: Run, command: str) -> None:
+    label = "lowest test error of the run, chosen on the test set"
+    assert rapa(command, DONE, "--best", "--json").document["chosen"] == label
+    assert f"({label})" in rapa(command, "runs/done/best.safetensors").out
+    assert rapa(command, DONE, "--json").document["chosen"] is None
+    assert label not in rapa(command, DONE).out
+
+
+def test_a_narrow_terminal_shows_whole_numbers(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "50")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", rapa("inspect", DONE).out)
+    lines = text.splitlines()
+    (row,) = [line for line in lines if "conv1" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")][:4] == ["conv1", "4", "64", "448"]
+    assert len(row) <= 50
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -135,6 +156,10 @@ def test_evaluate_fewer_images_and_the_training_images(rapa: Run) -> None:
     assert rapa("evaluate", DONE, "--json", "--images", "7000").document["images"] == 30
     train = rapa("evaluate", DONE, "--json", "--split", "train").document
     assert (train["images"], train["split"]) == (60, "train")
+    assert train["train_error"] == train["error"]
+    assert "test_error" not in train, "the error on training images is no test error"
+    test = rapa("evaluate", DONE, "--json").document
+    assert test["test_error"] == test["error"]
     outcome = rapa("evaluate", DONE, "--split", "tset")
     refused(outcome, 2, "--split: got 'tset', allowed are train and test", "did you mean 'test'?")
 
@@ -231,14 +256,15 @@ def test_reduce(rapa: Run) -> None:
     assert again["test_error"] == found["test_error_after"]
     made = checkpoint.describe(Path(found["output"]))
     assert (made.network.scheme, made.network.tiles) == ("none", (1,))
-    assert made.provenance["made_from"] == LAST
+    assert made.provenance["made_from"] == "last.safetensors", "a path from where the output lies"
     assert rapa("inspect", found["output"], "--json").document["layers"][0]["similarity"] is None
     assert rapa("evaluate", "--json").document["checkpoint"] == LAST, "what was reduced is no newer run"
 
 
 def test_where_to_put_what_was_reduced(rapa: Run) -> None:
     assert rapa("reduce", DONE, "--out", "new/folder/a.safetensors", "--json").document["output"].startswith("new/")
-    assert Path("new/folder/a.safetensors").is_file()
+    made = checkpoint.read(Path("new/folder/a.safetensors")).description
+    assert made.provenance["made_from"] == f"../../{LAST}"
     before = Path(LAST).read_bytes()
     outcome = rapa("reduce", DONE, "--out", f"{DONE}/../done/last.safetensors")
     refused(outcome, 2, "is the checkpoint itself", "choose another file")

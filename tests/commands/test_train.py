@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from rapa_cli import checkpoint, runs
 from rapa_cli.commands.train import _Watcher
@@ -349,6 +351,22 @@ def test_the_bar_on_a_terminal(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> No
     shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", outcome.err)]
     assert any("epoch 2/2  testing" in line and "12/12" in line for line in shown)
     assert all(len(line) <= 80 for line in shown)
+
+
+@pytest.mark.parametrize(("columns", "count"), [(50, False), (80, True)])
+def test_the_bar_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, count: bool) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    sums = Sums(torch.tensor(1.0), torch.tensor(3), 10)
+    with _Watcher(tiny.recipe(epochs=20, lr=0.00108)) as watcher:
+        watcher.step(11, 5, 400, sums)
+        screen = Console(width=columns, file=io.StringIO(), color_system=None)
+        with screen.capture() as shown:
+            screen.print(watcher._bar.get_renderable())
+    (line,) = shown.get().splitlines()
+    assert "epoch 12/20  rate 0.00108  error 30.0 %" in line
+    assert "-:--:--" in line, "the time left"
+    assert ("4405/8000" in line) is count
 
 
 def test_the_bar_of_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
