@@ -20,9 +20,10 @@ from torch import Tensor
 
 from rapa_cli import config
 from rapa_cli.errors import FileError, RapaError
-from rapa_cli.files import atomic
+from rapa_cli.files import atomic, system_error
 from rapa_cli.layers.network import Network, build
 from rapa_cli.philox import MAX_SEED
+from rapa_cli.runs import LAST
 
 OPTIMIZER = "optimizer/"
 _KEY = "rapa"
@@ -95,18 +96,7 @@ def save(path: Path, description: Description, state: Mapping[str, Tensor], opti
         try:
             save_file(plain, temporary, {_KEY: document})
         except SafetensorError as error:
-            # safetensors wraps the operating system's error in a text.
-            raise OSError(_error_number(error), str(error)) from error
-
-
-def describe(path: Path) -> Description:
-    """Reads the description only.
-
-    Raises:
-        FileError: missing, damaged, or no checkpoint of this program.
-    """
-    with _opened(path) as file:
-        return _description(path, file)
+            raise system_error(error) from error
 
 
 def read(path: Path) -> Checkpoint:
@@ -127,12 +117,15 @@ def load(path: str | Path) -> Network:
     """Rebuilds a network from a checkpoint alone, in evaluation mode on the CPU.
 
     Args:
-        path: the checkpoint file.
+        path: the checkpoint file, or a run folder, whose last checkpoint is meant.
 
     Raises:
         FileError: missing, damaged, or no checkpoint of this program.
     """
-    return restore(read(Path(path)), Path(path)).eval()
+    path = Path(path)
+    if path.is_dir():
+        path /= LAST
+    return restore(read(path), path).eval()
 
 
 def restore(checkpoint: Checkpoint, path: Path) -> Network:
@@ -204,13 +197,6 @@ def _damaged(path: Path, reason: str) -> FileError:
         f"checkpoint {path} cannot be used: {' '.join(reason.split())}",
         hint="take another one, such as best.safetensors beside last.safetensors in its run folder",
     )
-
-
-def _error_number(error: SafetensorError) -> int:
-    text = str(error)
-    _, _, number = text.rpartition("os error ")
-    digits = number.split(")")[0]
-    return int(digits) if digits.isdigit() else 0
 
 
 def is_finite(state: Mapping[str, Tensor]) -> bool:

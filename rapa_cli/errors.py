@@ -43,6 +43,11 @@ class Interrupted(RapaError):
         self.exit_code = exit_code
 
 
+def commas(numbers: Iterable[int]) -> str:
+    """Numbers as the command line takes them and messages show them: 16,4,1."""
+    return ",".join(map(str, numbers))
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Returns a hint that names the known word nearest to `name`, or all known words where none is near."""
     words = sorted(known)

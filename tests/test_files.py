@@ -146,3 +146,11 @@ def test_no_permission_as_the_system_says_it(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     with pytest.raises(FileError, match="no permission to write"):
         files.write_text(tmp_path / "a.txt", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("I/O error: No space left on device (os error 28)", errno.ENOSPC), ("something else", None)],
+)
+def test_the_systems_error_in_a_text(text: str, number: int | None) -> None:
+    assert files.system_error(ValueError(text)).errno == number

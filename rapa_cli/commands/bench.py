@@ -10,6 +10,7 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import options
+from rapa_cli.errors import commas
 
 if TYPE_CHECKING:
     from rapa_cli.analysis.benchmark import Row
@@ -57,7 +58,7 @@ def bench(
     with console.progress() as bar:
         task = bar.add_task("measuring", total=2 * len(settings) * len(batches))
         for counts in settings:
-            traffic[_commas(counts)] = benchmark.weight_traffic(counts, rounds=rounds)
+            traffic[commas(counts)] = benchmark.weight_traffic(counts, rounds=rounds)
             for images in batches:
                 for measure in (benchmark.layers, benchmark.training_step):
                     rows += measure(counts, images, rounds=rounds)
@@ -105,7 +106,7 @@ def _show(document: dict[str, Any], rows: list[Row]) -> None:
             first = setting != before
             before = setting
             table.add_row(
-                _commas(row.tiles) if first else "",
+                commas(row.tiles) if first else "",
                 str(row.batch) if first else "",
                 row.contender,
                 f"{row.milliseconds:.2f}",
@@ -121,7 +122,3 @@ def _show(document: dict[str, Any], rows: list[Row]) -> None:
     )
     for path in document.get("figures", []):
         console.out().print(f"wrote {path}", markup=False)
-
-
-def _commas(numbers: tuple[int, ...]) -> str:
-    return ",".join(str(number) for number in numbers)

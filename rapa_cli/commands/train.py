@@ -12,7 +12,7 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import options
-from rapa_cli.errors import ConfigError, Interrupted
+from rapa_cli.errors import ConfigError, Interrupted, commas
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -140,7 +140,7 @@ def train(
     definition, plan = training.manifest.network, training.manifest.recipe
     console.note(
         f"{definition.name} on {training.manifest.data} ({len(images.train)} images): "
-        f"{definition.scheme} {_commas(definition.tiles or ())}, {definition.pool} pooling"
+        f"{definition.scheme} {commas(definition.tiles or ())}, {definition.pool} pooling"
     )
     console.note(f"{plan.epochs} epochs, batch {plan.batch_size}, rate {plan.lr:g}, seed {training.manifest.seed}")
     console.note(f"run folder {folder}")
@@ -242,7 +242,7 @@ def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) ->
     from rapa_cli.report import figures
 
     definition = manifest.network
-    tiling = f"{definition.scheme} ({_commas(definition.tiles or ())})"
+    tiling = f"{definition.scheme} ({commas(definition.tiles or ())})"
     title = f"{definition.name} on {manifest.data}: {tiling}, {definition.pool}"
     figures.write(figures.learning_curve(rows, title), folder / "figures", "learning-curve")
 
@@ -326,7 +326,3 @@ class _Watcher:
             markup=False,
             highlight=False,
         )
-
-
-def _commas(numbers: tuple[int, ...]) -> str:
-    return ",".join(str(number) for number in numbers)

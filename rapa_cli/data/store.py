@@ -9,10 +9,8 @@ together are found out.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from rapa_cli.data.images import DataSet, Split
 from rapa_cli.errors import FileError
-from rapa_cli.files import atomic, make_folder
+from rapa_cli.files import atomic, make_folder, system_error
 
 FORMAT = 1
 MAX_CLASSES = 65_536
@@ -155,9 +153,7 @@ def _save(path: Path, arrays: dict[str, Tensor], document: dict[str, Any]) -> No
         try:
             save_file({name: array.contiguous() for name, array in arrays.items()}, temporary, metadata=metadata)
         except SafetensorError as error:
-            # The library reports what the system said as text only; `atomic` explains an OSError with its number.
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+            raise system_error(error) from error
 
 
 def _load(path: Path, hint: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rapa_cli import config
-from rapa_cli.errors import ConfigError
+from rapa_cli.errors import ConfigError, commas
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import keyed_layers, number_layers
 from rapa_cli.layers.normalization import LocalResponseNorm, Normalize
@@ -115,9 +115,9 @@ def resolve(
     assert definition.tiles is not None
     if len(definition.tiles) != len(patches):
         raise ConfigError(
-            f"tiles: got {len(definition.tiles)} numbers ({_commas(definition.tiles)}), "
+            f"tiles: got {len(definition.tiles)} numbers ({commas(definition.tiles)}), "
             f"but network '{definition.name}' has {len(patches)} convolutions",
-            hint=f"give one number for each, as in --tiles {_commas(count // min(patches) for count in patches)}",
+            hint=f"give one number for each, as in --tiles {commas(count // min(patches) for count in patches)}",
         )
     for number, (count, available) in enumerate(zip(definition.tiles, patches, strict=True), 1):
         try:
@@ -263,7 +263,3 @@ def _initialise(network: Network, seed: int) -> None:
     number_layers(network)
     for keyed in keyed_layers(network):
         keyed.seed.fill_(seed)
-
-
-def _commas(numbers: object) -> str:
-    return ",".join(str(number) for number in numbers)  # type: ignore[attr-defined]

@@ -28,12 +28,10 @@ class Scheme:
     Attributes:
         name: as on the command line.
         square: whether the number of tiles must be a square.
-        fixed: whether the assignment is the same for all images.
     """
 
     name: ClassVar[str]
     square: ClassVar[bool] = False
-    fixed: ClassVar[bool] = True
 
     def matrices(self, tiles: int) -> int:
         """How many kernel matrices a layer of `tiles` tiles has."""
@@ -121,7 +119,6 @@ class Random(Scheme):
     """A new balanced random partition for each image and draw, in training and in test."""
 
     name = "random"
-    fixed = False
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """A partition for each image, from the layer's draw."""
@@ -146,7 +143,6 @@ class Perforated(Scheme):
     """One kernel matrix; in training a fresh random n_p / tiles of each image's patches is computed, in test all."""
 
     name = "perforated"
-    fixed = False
 
     def matrices(self, tiles: int) -> int:
         """One, whatever the perforation."""

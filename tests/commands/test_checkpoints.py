@@ -141,6 +141,14 @@ def test_wrong_data_and_devices(
     refused(rapa(command, DONE, "--json", *words), code, message, hint)
 
 
+def test_a_run_folder_is_loaded_as_its_last_checkpoint(here: Path) -> None:
+    one, other = rapa_cli.load(DONE).state_dict(), rapa_cli.load(here / LAST).state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    (here / "empty").mkdir()
+    with pytest.raises(FileError, match=r"there is no checkpoint empty/last\.safetensors"):
+        rapa_cli.load("empty")
+
+
 def test_evaluate(rapa: Run) -> None:
     test = tiny.data_set(60, 30).test
     network = rapa_cli.load(LAST)
@@ -254,7 +262,7 @@ def test_reduce(rapa: Run) -> None:
     assert found["test_error_before"] == rapa("evaluate", DONE, "--json").document["test_error"]
     again = rapa("evaluate", found["output"], "--json").document
     assert again["test_error"] == found["test_error_after"]
-    made = checkpoint.describe(Path(found["output"]))
+    made = checkpoint.read(Path(found["output"])).description
     assert (made.network.scheme, made.network.tiles) == ("none", (1,))
     assert made.provenance["made_from"] == "last.safetensors", "a path from where the output lies"
     assert rapa("inspect", found["output"], "--json").document["layers"][0]["similarity"] is None

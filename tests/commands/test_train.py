@@ -37,7 +37,7 @@ KEYS = {
 
 
 def description(folder: str) -> checkpoint.Description:
-    return checkpoint.describe(Path(folder) / runs.LAST)
+    return checkpoint.read(Path(folder) / runs.LAST).description
 
 
 def test_json_is_one_document_on_standard_output(rapa: Run) -> None:

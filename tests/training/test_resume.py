@@ -139,7 +139,7 @@ def test_a_second_interrupt_saves_nothing(tmp_path: Path) -> None:
     training = tiny.begin(tmp_path, epochs=3, network={"scheme": "random"})
     with pytest.raises(KeyboardInterrupt):
         run(training, Stopper(after=STEPS + 2, times=2))
-    saved = checkpoint.describe(tmp_path / runs.LAST).progress
+    saved = checkpoint.read(tmp_path / runs.LAST).description.progress
     assert saved == training.progress
     assert saved is not None
     assert (saved.epoch, saved.step) == (1, 0)
