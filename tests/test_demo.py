@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rapa_cli import app
-from rapa_cli.commands.demo import VOTES
+from rapa_cli.commands.demo import DATA, NETWORK, RECIPE, VOTES
 
 DOCUMENTS: dict[str, dict[str, Any]] = {
     "train": {"test_error": 20.0},
@@ -94,3 +94,14 @@ def test_the_real_demonstration(
     assert document["vote"]["vote_error"] <= document["vote"]["single_error"] < 50
     assert all((tmp_path / name).is_file() for name in document["written"])
     assert not [name for name in document["written"] if name.endswith(".tmp")]
+
+
+@pytest.mark.slow
+def test_the_embedded_images_are_neither_easy_nor_hopeless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The untiled network after the demonstration's training: what tiling, votes and attacks are to be seen against."""
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--network", NETWORK, "--data", DATA, "--scheme", "none", "--recipe", RECIPE]
+    assert app.run([*words, "--out", "plain", "--json"]) == 0
+    assert 3 <= json.loads(capsys.readouterr().out)["test_error"] <= 15
