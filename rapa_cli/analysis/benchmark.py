@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,23 +211,16 @@ class _Gathered(TiledConv2d):
 
 class _ReferenceFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        assignment: Tensor,
-        geometry: Geometry,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, assignment: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, weight, assignment)
-        ctx.geometry = geometry  # type: ignore[attr-defined]
+        ctx.geometry = geometry
         return reference.forward(x, weight, bias, assignment, geometry)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, assignment = ctx.saved_tensors  # type: ignore[attr-defined]
-        wanted = (ctx.needs_input_grad[0], True, True)  # type: ignore[attr-defined]
-        geometry = ctx.geometry  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, assignment = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], True, True)
+        geometry = ctx.geometry
         parts = reference.backward(gradients[0], x, weight, assignment, geometry, wanted=wanted)
         return (*parts, None, None)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rapa_cli.errors import suggestion
 from rapa_cli.layers.network import Network
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.tiling.conversion import replaced
 
 WAYS = ("norm",)
 
@@ -31,14 +32,8 @@ def reduce(model: nn.Module, by: str = "norm") -> nn.Module:
     if by not in WAYS:
         raise ValueError(f"by: there is no '{by}'; {suggestion(by, WAYS)}")
     model = copy.deepcopy(model)
-    # A convolution that a network holds in several places becomes one ordinary layer in all of them.
-    places = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, TiledConv2d)]
-    ordinary = {layer: _ordinary(layer, largest_norm(layer.weight.detach())) for _, layer in places}
-    for name, layer in places:
-        if not name:
-            return ordinary[layer]
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, ordinary[layer])
+    tiled = [layer for layer in model.modules() if isinstance(layer, TiledConv2d)]
+    model = replaced(model, {layer: _ordinary(layer, largest_norm(layer.weight.detach())) for layer in tiled})
     if isinstance(model, Network):
         ones = (1,) * len(model.definition.tiles or ())
         model.definition = model.definition.model_copy(update={"scheme": "none", "tiles": ones})

@@ -79,8 +79,6 @@ class TiledConv2d(KeyedLayer):
         else:
             self.padding = _pair("padding", padding, 0)
         self._scheme = scheme_named(scheme)
-        if not isinstance(tiles, int) or isinstance(tiles, bool):
-            raise ValueError(f"tiles: got {tiles!r}, allowed are whole numbers from 1")
         self._scheme.check(tiles)
         self.scheme, self.tiles = scheme, tiles
         matrices = self._scheme.matrices(tiles)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -39,16 +39,30 @@ def convert(module: nn.Module, *, tiles: int | Sequence[int], scheme: str = "ran
         raise ValueError(
             f"tiles: got {len(counts)} numbers for {len(names)} convolutions ({', '.join(names.values())})"
         )
-    tiled = {
+    tiled: dict[nn.Module, nn.Module] = {
         layer: _tiled(name, layer, count, scheme) for (layer, name), count in zip(names.items(), counts, strict=True)
     }
-    for name, layer in places:
-        if not name:
-            module = tiled[layer]
-        else:
-            parent, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(parent), attribute, tiled[layer])
+    module = replaced(module, tiled)
     number_layers(module)
+    return module
+
+
+def replaced(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Puts layers in the place of others, wherever the network holds them.
+
+    Args:
+        module: the network; it is changed.
+        replacements: the new layer for each old one.
+
+    Returns:
+        The network, or its replacement where it is itself one of the old layers.
+    """
+    if module in replacements:
+        return replacements[module]
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if layer in replacements:
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, replacements[layer])
     return module
 
 

@@ -6,6 +6,7 @@ Output pixels are numbered row-major, i = y w + x; a patch goes by the number of
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from rapa_cli.tiling.regions import Cut, cut, region_of
 _OFFSET_BLOCK = 0xFFFFFFFF
 
 
-class Scheme:
+class Scheme(ABC):
     """A rule that assigns patches to tiles.
 
     Attributes:
@@ -39,7 +40,7 @@ class Scheme:
 
     def check(self, tiles: int) -> None:
         """Raises ValueError where the scheme cannot work with this number of tiles."""
-        if not isinstance(tiles, int) or tiles < 1:
+        if not isinstance(tiles, int) or isinstance(tiles, bool) or tiles < 1:
             raise ValueError(f"tiles: got {tiles!r}, allowed are whole numbers from 1")
         if self.square and math.isqrt(tiles) ** 2 != tiles:
             q = math.isqrt(tiles)
@@ -47,6 +48,7 @@ class Scheme:
                 f"tiles: got {tiles}, but scheme '{self.name}' needs a square number ({q * q}, {(q + 1) ** 2}, ...)"
             )
 
+    @abstractmethod
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """Assigns the patches of a batch.
 
@@ -59,7 +61,6 @@ class Scheme:
         Returns:
             int64 tensor (B, n_p), values in [0, tiles), -1 where nothing is computed.
         """
-        raise NotImplementedError
 
     def cut(self, tiles: int, geometry: Geometry, device: torch.device) -> Cut | None:
         """How images are cut where patches read pixels of their own region only; None where they read all."""
@@ -73,6 +74,7 @@ class Untiled(Scheme):
 
     def check(self, tiles: int) -> None:
         """Raises ValueError unless there is one tile."""
+        super().check(tiles)
         if tiles != 1:
             raise ValueError(f"tiles: got {tiles!r}, but scheme 'none' has one tile")
 
