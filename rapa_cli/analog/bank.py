@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from rapa_cli.analog.device import PulsedDevice, State
 from rapa_cli.analog.kinds import AnyDevice
 from rapa_cli.analog.merged import MERGEABLE, apply_moments, moments
-from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
+from rapa_cli.analog.parameters import Compat, IOParameters, Mapping, UpdateParameters
 from rapa_cli.analog.periphery import Periphery, Reading, groups
 from rapa_cli.analog.update import Pairs
 from rapa_cli.config import Frozen
@@ -31,6 +31,7 @@ class Arrays(Frozen):
         update: how weights are changed.
         merge: vector pairs of a tile that are applied together; 1 is the exact update, 0 takes a whole batch. See
             `merged` for what then differs; only for single devices and stochastic pulses.
+        mapping: how matrices are put on arrays, for what is larger than one; a bank itself is not split.
         aihwkit_compat: imitates the faults of one of aihwkit's back ends, "rpucuda" or "torch".
     """
 
@@ -39,6 +40,7 @@ class Arrays(Frozen):
     backward: IOParameters = IOParameters()
     update: UpdateParameters = UpdateParameters()
     merge: int = Field(1, ge=0)
+    mapping: Mapping = Mapping()
     aihwkit_compat: Compat = None
 
     @model_validator(mode="after")
@@ -135,13 +137,14 @@ class AnalogBank:
                 )
             values.copy_(state[name])
 
-    def forward(self, x: Tensor, sizes: Sequence[int], generator: torch.Generator) -> Reading:
+    def forward(self, x: Tensor, sizes: Sequence[int], generator: torch.Generator, *, noise: bool = True) -> Reading:
         """Reads y = W x for each vector; changes no weights.
 
         Args:
             x: (N, in), in the order of tiles.
             sizes: vectors of each tile.
             generator: for the noise of reading.
+            noise: False reads without anything random.
 
         Returns:
             Values (N, out), and which of them the ADC clipped.
@@ -151,10 +154,17 @@ class AnalogBank:
         """
         with torch.no_grad():
             weights = self.arrays.device.weights(self.devices)
-            return self._forward.read(weights, x.detach(), sizes, generator, compat=self.arrays.aihwkit_compat)
+            periphery = self._forward if noise else self._forward.quiet()
+            return periphery.read(weights, x.detach(), sizes, generator, compat=self.arrays.aihwkit_compat)
 
     def backward(
-        self, d: Tensor, sizes: Sequence[int], generator: torch.Generator, reading: Reading | None = None
+        self,
+        d: Tensor,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        reading: Reading | None = None,
+        *,
+        noise: bool = True,
     ) -> Tensor:
         """Reads dL/dx = W^T d through the transposed product; changes no weights.
 
@@ -167,6 +177,7 @@ class AnalogBank:
             sizes: vectors of each tile.
             generator: for the noise of reading.
             reading: the forward reading of these vectors; None masks nothing.
+            noise: False reads without anything random.
 
         Returns:
             (N, in).
@@ -183,7 +194,20 @@ class AnalogBank:
                     masked = reading.values.abs() >= _COMPAT_MASK * io.out_scale * io.out_bound
                 d = torch.where(masked, 0.0, d)
             transposed = self.arrays.device.weights(self.devices).transpose(1, 2)
-            return self._backward.read(transposed, d, sizes, generator, bound_management=False).values
+            periphery = self._backward if noise else self._backward.quiet()
+            return periphery.read(transposed, d, sizes, generator, bound_management=False).values
+
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Puts what `change` makes of each tensor of the state in its place, as for another place or type."""
+        for name, values in self.state.items():
+            self.state[name] = change(values)
+        for prefix, part in (
+            ("", self.devices),
+            ("forward.", self._forward.state),
+            ("backward.", self._backward.state),
+        ):
+            for name in part:
+                part[name] = self.state[prefix + name]
 
     def update(self, x: Tensor, d: Tensor, sizes: Sequence[int], lr: float, generator: torch.Generator) -> None:
         """Changes each matrix by -lr d x^T, as its devices do it, one vector pair after the other.

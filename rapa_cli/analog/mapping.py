@@ -7,35 +7,16 @@ and r the input range; what parts of a split matrix answer is summed digitally.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.device import State
+from rapa_cli.analog.parameters import Mapping
 from rapa_cli.analog.periphery import Reading
-from rapa_cli.config import Frozen
-
-
-class Mapping(Frozen):
-    """How matrices are put on arrays.
-
-    Attributes:
-        max_input_size: input lines of the largest array; 0 is any number.
-        max_output_size: its output lines.
-        weight_scaling_omega: what the largest weight of a part is scaled to when weights are set; 0 leaves them.
-        weight_scaling_columnwise: whether each output line has a scale of its own.
-        input_range: inputs are clipped to this and divided by it, the outputs multiplied; 0 leaves them.
-    """
-
-    max_input_size: int = Field(0, ge=0)
-    max_output_size: int = Field(0, ge=0)
-    weight_scaling_omega: float = Field(0.0, ge=0)
-    weight_scaling_columnwise: bool = False
-    input_range: float = Field(0.0, ge=0)
 
 
 class MappedReading(NamedTuple):
@@ -137,12 +118,16 @@ class MappedBank:
                 scale.copy_(torch.where(largest > 0, largest / omega, 1.0).expand_as(scale))
             bank.set_weights(part / scale[:, :, None], generator)
 
-    def forward(self, x: Tensor, sizes: Sequence[int], generator: torch.Generator) -> MappedReading:
+    def forward(
+        self, x: Tensor, sizes: Sequence[int], generator: torch.Generator, *, noise: bool = True
+    ) -> MappedReading:
         """Reads y = W x for each vector: x (N, in) in the order of tiles, `sizes` vectors of each."""
         x, bound = x.detach(), float(self.input_range)
         inside = x.abs() <= bound if bound > 0 else torch.ones_like(x, dtype=torch.bool)
         inputs = _split(x.clamp(-bound, bound) / bound if bound > 0 else x, self.in_sizes, 1)
-        readings = [bank.forward(inputs[p % len(inputs)], sizes, generator) for p, bank in enumerate(self.banks)]
+        readings = [
+            bank.forward(inputs[p % len(inputs)], sizes, generator, noise=noise) for p, bank in enumerate(self.banks)
+        ]
         values = [self._scaled(p, reading.values, sizes) for p, reading in enumerate(readings)]
         columns = len(self.in_sizes)
         rows = [sum(values[first + 1 : first + columns], values[first]) for first in range(0, len(values), columns)]
@@ -150,7 +135,13 @@ class MappedBank:
         return MappedReading(y * bound if bound > 0 else y, tuple(readings), inside)
 
     def backward(
-        self, d: Tensor, sizes: Sequence[int], generator: torch.Generator, reading: MappedReading | None = None
+        self,
+        d: Tensor,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        reading: MappedReading | None = None,
+        *,
+        noise: bool = True,
     ) -> Tensor:
         """Reads dL/dx: d (N, out) in the order of tiles; inputs outside the range have gradient 0."""
         outputs = _split(d.detach(), self.out_sizes, 1)
@@ -158,7 +149,7 @@ class MappedBank:
         sums: list[Tensor | None] = [None] * columns
         for p, bank in enumerate(self.banks):
             part = self._scaled(p, outputs[p // columns], sizes)
-            read = bank.backward(part, sizes, generator, None if reading is None else reading.parts[p])
+            read = bank.backward(part, sizes, generator, None if reading is None else reading.parts[p], noise=noise)
             before = sums[p % columns]
             sums[p % columns] = read if before is None else before + read
         gradient = torch.cat([part for part in sums if part is not None], 1)
@@ -175,6 +166,15 @@ class MappedBank:
         for p, bank in enumerate(self.banks):
             row, column = divmod(p, len(self.in_sizes))
             bank.update(inputs[column], self._scaled(p, outputs[row], sizes, inverse=True), sizes, lr, generator)
+
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Puts what `change` makes of each tensor of the state in its place."""
+        self.input_range = self.state["input_range"] = change(self.input_range)
+        for p, bank in enumerate(self.banks):
+            bank.move(change)
+            self.scales[p] = change(self.scales[p])
+            self.state.update({f"{p}.{name}": values for name, values in bank.state.items()})
+            self.state[f"{p}.scale"] = self.scales[p]
 
     def after_step(self, generator: torch.Generator) -> None:
         """Decay and diffusion of the devices."""

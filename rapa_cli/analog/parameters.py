@@ -172,6 +172,12 @@ class IOParameters(Frozen):
         """The ADC's least significant bit, 0 for none."""
         return step_of(self.out_res, self.out_bound)
 
+    def quiet(self) -> IOParameters:
+        """The same periphery without anything random: converters and limits stay, noise and stochastic rounding go."""
+        silent = dict.fromkeys(("inp_noise", "out_noise", "out_noise_std", "w_noise"), 0.0)
+        steady = {"inp_sto_round": False, "out_sto_round": False, "w_noise_type": WeightNoise.NONE}
+        return self.model_copy(update={**silent, **steady})
+
 
 class UpdateParameters(Frozen):
     """How an outer product is turned into pulses; see `update`.
@@ -206,6 +212,24 @@ class UpdateParameters(Frozen):
         if implicit and self.pulse_type is not PulseType.DETERMINISTIC_IMPLICIT:
             raise ValueError("x_res_implicit, d_res_implicit: have no effect without pulse_type DeterministicImplicit")
         return self
+
+
+class Mapping(Frozen):
+    """How matrices are put on arrays.
+
+    Attributes:
+        max_input_size: input lines of the largest array; 0 is any number.
+        max_output_size: its output lines.
+        weight_scaling_omega: what the largest weight of a part is scaled to when weights are set; 0 leaves them.
+        weight_scaling_columnwise: whether each output line has a scale of its own.
+        input_range: inputs are clipped to this and divided by it, the outputs multiplied; 0 leaves them.
+    """
+
+    max_input_size: int = Field(0, ge=0)
+    max_output_size: int = Field(0, ge=0)
+    weight_scaling_omega: float = Field(0.0, ge=0)
+    weight_scaling_columnwise: bool = False
+    input_range: float = Field(0.0, ge=0)
 
 
 def step_of(res: float, bound: float = 0.5) -> float:

@@ -53,6 +53,10 @@ class Periphery:
     def __init__(self, io: IOParameters, state: dict[str, Tensor]) -> None:
         self.io, self.state = io, state
 
+    def quiet(self) -> Periphery:
+        """The same periphery without anything random; the running divisor is shared."""
+        return Periphery(self.io.quiet(), {name: values for name, values in self.state.items() if name != "out_noise"})
+
     @staticmethod
     def draw(
         io: IOParameters, shape: tuple[int, int, int], generator: torch.Generator, place: torch.device
