@@ -154,8 +154,6 @@ class IOParameters(Frozen):
                 f"inp_bound: got {self.inp_bound}, with noise_management {self.noise_management} allowed is 1; "
                 "with 'None' any bound"
             )
-        if self.noise_management is NoiseManagement.ABS_MAX_NP_SUM and self.out_bound <= 0:
-            raise ValueError("noise_management: AbsMaxNPSum divides by out_bound, which must be above 0")
         if self.w_noise > 0 and self.w_noise_type is WeightNoise.NONE:
             raise ValueError("w_noise: has no effect without a w_noise_type (AdditiveConstant or PCMRead)")
         if self.w_read_asymmetry_dtod > 0 and self.mv_type is ProductType.ONE_PASS:

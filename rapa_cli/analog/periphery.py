@@ -7,6 +7,7 @@ management. A bank of tiles is read at once, its vectors in the order of their t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ class Periphery:
         rows = (~silent).nonzero()[:, 0]
         reduction, passes = 1.0, 0
         while len(rows):
-            if passes == 1 and io.bound_management is BoundManagement.ITERATIVE_WORST_CASE:
+            if passes == 1 and self._turns_to_worst_case():
                 alpha, reduction = self._divisors(NoiseManagement.ABS_MAX_NP_SUM, x, sizes), 1.0
             scale = torch.where(alpha > 0, 1 / alpha, 1.0)[rows] / reduction
             inputs = x if len(rows) == len(x) else x[rows]
@@ -178,7 +179,7 @@ class Periphery:
         if management is NoiseManagement.ABS_MAX_NP_SUM:
             largest = _limited(largest, io.nm_thres)
             one_sided = torch.maximum(x.clamp_min(0).sum(1), -x.clamp_max(0).sum(1))
-            expected = _EXPECTED_W_MAX * one_sided / io.out_bound
+            expected = _EXPECTED_W_MAX * one_sided / (io.out_bound if io.out_bound > 0 else 1.0)
             if io.inp_step > 0:
                 expected = torch.minimum(expected, largest * (io.max_bm_res / io.inp_step))
             return torch.maximum(largest, expected)
@@ -186,14 +187,20 @@ class Periphery:
 
     def _averages(self, largest: Tensor, sizes: Sequence[int]) -> Tensor:
         """The running mean of each tile's largest inputs, vector by vector."""
-        averages = []
+        averages: list[float] = []
+        running = self.state["nm_average"].tolist()
         for tile, values in enumerate(groups(largest, sizes)):
-            average = self.state["nm_average"][tile].clone()
-            for value in values:
-                average = value if average.isnan() else (1 - _FORGETTING) * average + _FORGETTING * value
-                averages.append(average)
-            self.state["nm_average"][tile] = average
-        return torch.stack(averages) if averages else largest
+            for value in values.tolist():
+                before = running[tile]
+                running[tile] = value if math.isnan(before) else (1 - _FORGETTING) * before + _FORGETTING * value
+                averages.append(running[tile])
+        self.state["nm_average"].copy_(torch.tensor(running))
+        return largest.new_tensor(averages)
+
+    def _turns_to_worst_case(self) -> bool:
+        """Whether a second reading takes another divisor, and not half of the first range."""
+        worst = self.io.bound_management is BoundManagement.ITERATIVE_WORST_CASE
+        return worst and self.io.noise_management is not NoiseManagement.ABS_MAX_NP_SUM
 
     def _pass(
         self, weights: Tensor, x: Tensor, tile_of: Tensor, generator: torch.Generator
