@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rapa_cli.analog.inference import NoiseModel
-from rapa_cli.analog.modifiers import WeightClip, WeightModifier
+from rapa_cli.analog.modifiers import ClipType, RemapType, WeightClip, WeightModifier, WeightRemap
 from rapa_cli.analog.parameters import BoundManagement, IOParameters, NoiseManagement, WeightNoise
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
 from rapa_cli.analog.periphery import Periphery, groups, product
@@ -30,6 +30,7 @@ class InferenceArrays(Frozen):
         forward: the periphery; the backward product is exact.
         modifier: what is done to weights for each mini-batch of training.
         clip: what is done to them after each step of the optimizer.
+        remap: how they are then put back into the range of the array, by the scales of output lines.
         input_range: how the range of inputs is found; None leaves inputs to noise management.
         weight_scaling_omega: what the largest weight is scaled to on the array; 0 leaves weights.
         weight_scaling_columnwise: whether each output line has a scale of its own.
@@ -40,6 +41,7 @@ class InferenceArrays(Frozen):
     forward: IOParameters = IOParameters()
     modifier: WeightModifier = WeightModifier()
     clip: WeightClip = WeightClip()
+    remap: WeightRemap = WeightRemap()
     input_range: InputRange | None = None
     weight_scaling_omega: float = Field(0.0, ge=0)
     weight_scaling_columnwise: bool = False
@@ -116,9 +118,11 @@ STANDARD_HWA = InferenceArrays(
         nm_thres=1.0,
         bound_management=BoundManagement.NONE,
     ),
-    clip=WeightClip.model_validate({"type": "FixedValue", "fixed_value": 1.0}),
+    clip=WeightClip(type=ClipType.FIXED_VALUE, fixed_value=1.0),
+    remap=WeightRemap(type=RemapType.CHANNELWISE_SYMMETRIC),
     input_range=InputRange(),
     weight_scaling_omega=1.0,
     weight_scaling_columnwise=True,
 )
-"""aihwkit's `StandardHWATrainingPreset`: converters of 8 bits, PCM read noise, IR drop, learned input ranges."""
+"""aihwkit's `StandardHWATrainingPreset`: converters of 8 bits, PCM read noise, IR drop, learned input ranges, and
+weights clipped and remapped to 1 for each output line."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.device import PulsedDevice, State
+from rapa_cli.analog.device import PulsedDevice, State, load_into
 from rapa_cli.analog.kinds import AnyDevice
 from rapa_cli.analog.merged import MERGEABLE, apply_moments, moments
 from rapa_cli.analog.parameters import Compat, IOParameters, Mapping, UpdateParameters
@@ -128,14 +128,7 @@ class AnalogBank:
         Raises:
             ValueError: names or shapes differ.
         """
-        if state.keys() != self.state.keys():
-            raise ValueError(f"state: got {sorted(state)}, allowed are {sorted(self.state)}")
-        for name, values in self.state.items():
-            if state[name].shape != values.shape:
-                raise ValueError(
-                    f"state: {name} has shape {tuple(state[name].shape)}, allowed is {tuple(values.shape)}"
-                )
-            values.copy_(state[name])
+        load_into(self.state, state)
 
     def forward(self, x: Tensor, sizes: Sequence[int], generator: torch.Generator, *, noise: bool = True) -> Reading:
         """Reads y = W x for each vector; changes no weights.

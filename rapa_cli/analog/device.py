@@ -382,5 +382,20 @@ def addresses(counts: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
     return (tiles[pair] * counts.shape[1] + row) * counts.shape[2] + column, counts[pair, row, column]
 
 
+def load_into(state: State, other: State) -> None:
+    """Copies each tensor of another state into the one of its name.
+
+    Raises:
+        ValueError: names or shapes differ; nothing is copied.
+    """
+    if other.keys() != state.keys():
+        raise ValueError(f"state: got {sorted(other)}, allowed are {sorted(state)}")
+    for name, values in state.items():
+        if other[name].shape != values.shape:
+            raise ValueError(f"state: {name} has shape {tuple(other[name].shape)}, allowed is {tuple(values.shape)}")
+    for name, values in state.items():
+        values.copy_(other[name])
+
+
 def _kept(state: State) -> Tensor:
     return state["hidden"] if "hidden" in state else state["weight"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rapa_cli.analog.bank import AnalogBank, Arrays
-from rapa_cli.analog.device import State
+from rapa_cli.analog.device import State, load_into
 from rapa_cli.analog.parameters import Mapping
 from rapa_cli.analog.periphery import Reading
 
@@ -166,6 +166,14 @@ class MappedBank:
         for p, bank in enumerate(self.banks):
             row, column = divmod(p, len(self.in_sizes))
             bank.update(inputs[column], self._scaled(p, outputs[row], sizes, inverse=True), sizes, lr, generator)
+
+    def load_state(self, state: State) -> None:
+        """Takes over the tensors of another bank's `state`, as from a checkpoint.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
+        load_into(self.state, state)
 
     def move(self, change: Callable[[Tensor], Tensor]) -> None:
         """Puts what `change` makes of each tensor of the state in its place."""

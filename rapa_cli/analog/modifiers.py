@@ -1,6 +1,7 @@
-"""Weights changed for one mini-batch, so that a network learns to live with the noise and the steps of its arrays.
+"""Weights changed so that a network learns to live with the noise, the steps and the range of its arrays.
 
-The change is straight through: the gradient with respect to the changed weights is that of the weights themselves.
+What is changed for one mini-batch is changed straight through: the gradient with respect to the changed weights is
+that of the weights themselves. After a step of the optimizer weights are clipped, then remapped.
 """
 
 from __future__ import annotations
@@ -93,6 +94,66 @@ class WeightModifier(Frozen):
         if self.pdrop > 0:
             changed = changed.masked_fill(uniform(w, generator) < self.pdrop, 0.0)
         return weights + (changed - w)
+
+
+class RemapType(Named):
+    """Whether weights are put back into their range by one scale for a tile, or one for each output line."""
+
+    NONE = "None"
+    LAYERWISE_SYMMETRIC = "LayerwiseSymmetric"
+    CHANNELWISE_SYMMETRIC = "ChannelwiseSymmetric"
+
+
+class WeightRemap(Frozen):
+    """Moves what weights have outgrown to the scales of their output lines, after a step of the optimizer.
+
+    The product of weights and scales stays what it is: the weights of a tile, or of each of its output lines, are
+    divided by their largest |w| over `remapped_wmax`, and the scales multiplied by it.
+
+    Attributes:
+        type: see above.
+        remapped_wmax: what the largest |w| becomes.
+        max_scale_range: with CHANNELWISE_SYMMETRIC, how much larger than the tile's smallest scale a scale may become;
+            0 is any.
+        max_scale_ref: with `max_scale_range`, the least of what counts as the smallest scale.
+    """
+
+    type: RemapType = RemapType.NONE
+    remapped_wmax: float = Field(1.0, gt=0)
+    max_scale_range: float = Field(0.0, ge=0)
+    max_scale_ref: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _works_together(self) -> Self:
+        if self.max_scale_range > 0 and self.type is not RemapType.CHANNELWISE_SYMMETRIC:
+            raise ValueError(f"max_scale_range: has no effect with type {self.type}, only with ChannelwiseSymmetric")
+        if self.max_scale_range > 0 and self.remapped_wmax != 1:
+            raise ValueError(f"remapped_wmax: got {self.remapped_wmax}, with max_scale_range allowed is 1")
+        if self.max_scale_ref > 0 and self.max_scale_range <= 0:
+            raise ValueError("max_scale_ref: has no effect without max_scale_range")
+        return self
+
+    def remap(self, weights: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """Remapped weights and scales.
+
+        Args:
+            weights: (tiles, out, in), as they are on the array.
+            scales: what each output line is multiplied by, (tiles, out).
+
+        Returns:
+            Both in the same shapes, detached. Lines of zeros stay as they are.
+        """
+        w, scale = weights.detach(), scales.detach()
+        if self.type is RemapType.NONE:
+            return w, scale
+        lines = (1, 2) if self.type is RemapType.LAYERWISE_SYMMETRIC else 2
+        factor = w.abs().amax(lines, keepdim=True)[..., 0] / self.remapped_wmax
+        factor = torch.where(factor > 0, factor, 1.0).expand_as(scale)
+        if self.max_scale_range > 0:
+            least = scale.amin(1, keepdim=True).clamp_min(0)
+            least = torch.where(least > 0, least.clamp_min(self.max_scale_ref), torch.inf)
+            factor = torch.minimum(factor, least * self.max_scale_range / scale.abs())
+        return w / factor[..., None], scale * factor
 
 
 class ClipType(Named):

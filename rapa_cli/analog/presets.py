@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.cells import UpdatePolicy, VectorUnitCell
 from rapa_cli.analog.kinds import AnyDevice
@@ -243,16 +244,25 @@ PRESETS: dict[str, Preset] = {
 """Arrays by aihwkit's names, without "Preset"; those with 2 or 4 have as many devices at each cross-point."""
 
 
-def preset(name: str) -> Arrays:
+INFERENCE_PRESETS: dict[str, InferenceArrays] = {"StandardHWATraining": STANDARD_HWA}
+"""Arrays that are only programmed, by aihwkit's names, without "Preset": for hardware-aware training and inference."""
+
+
+def preset(name: str) -> Arrays | InferenceArrays:
     """Arrays by aihwkit's name.
 
     Args:
         name: as "ReRamES" or "ReRamESPreset".
 
+    Returns:
+        `Arrays` of `PRESETS`, which are trained by pulses, or `InferenceArrays` of `INFERENCE_PRESETS`.
+
     Raises:
         ValueError: there is no such preset; the nearest names are given.
     """
     short = name.removesuffix("Preset")
+    if short in INFERENCE_PRESETS:
+        return INFERENCE_PRESETS[short]
     if short not in PRESETS:
-        raise ValueError(f"arrays: there is no preset '{name}'; {suggestion(short, PRESETS)}")
+        raise ValueError(f"arrays: there is no preset '{name}'; {suggestion(short, [*PRESETS, *INFERENCE_PRESETS])}")
     return PRESETS[short]()

@@ -56,7 +56,7 @@ def device(params: dict[str, Any]) -> Device:
     table, preset = params.get("device"), params.get("preset", "").removesuffix("Preset")
     if table is None or "unit_cell_devices" in table:
         if preset in presets.PRESETS:
-            return presets.preset(preset).device
+            return presets.PRESETS[preset]().device
         return IdealDevice()
     name = table["class"]
     if name in ("IdealDevice", "FloatingPointDevice"):

@@ -13,6 +13,7 @@ from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays, aware_product
 from rapa_cli.analog.modifiers import ModifierType, WeightModifier
 from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.periphery import Periphery
+from rapa_cli.analog.presets import INFERENCE_PRESETS, PRESETS, preset
 from rapa_cli.analog.ranges import InputRange
 from tests.analog.laws import draws
 from tests.tolerances import assert_near
@@ -81,3 +82,11 @@ def test_two_ranges_for_one_input_are_refused() -> None:
     with pytest.raises(ValidationError, match="input_range"):
         InferenceArrays(input_range=InputRange())
     assert InferenceArrays.model_validate_json(STANDARD_HWA.model_dump_json()) == STANDARD_HWA
+
+
+def test_presets_of_inference_are_found_by_name() -> None:
+    assert preset("StandardHWATraining") is STANDARD_HWA
+    assert preset("StandardHWATrainingPreset") is STANDARD_HWA
+    assert INFERENCE_PRESETS.keys().isdisjoint(PRESETS)
+    with pytest.raises(ValueError, match=r"no preset 'StandardHWA'; did you mean 'StandardHWATraining'\?"):
+        preset("StandardHWA")

@@ -12,7 +12,7 @@ from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.conductance import single_pair
 from rapa_cli.analog.device import IdealDevice
 from rapa_cli.analog.inference import Programmed, compensation, read_out
-from rapa_cli.analog.modifiers import ClipType, ModifierType, WeightClip, WeightModifier
+from rapa_cli.analog.modifiers import ClipType, ModifierType, RemapType, WeightClip, WeightModifier, WeightRemap
 from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
 from rapa_cli.analog.reram import ReRamWan2022NoiseModel
@@ -163,3 +163,34 @@ def test_what_does_not_work_is_said_at_construction() -> None:
         WeightModifier(type=ModifierType.DROP_CONNECT)
     with pytest.raises(ValidationError, match="std_dev"):
         WeightModifier(type=ModifierType.NONE, std_dev=0.1)
+
+
+def test_remapping_moves_the_range_of_weights_to_their_scales() -> None:
+    weights = torch.randn(3, 4, 5, generator=draws(1))
+    weights[1, 2] = 0
+    scales = torch.rand(3, 4, generator=draws(2)) + 0.5
+    product = scales[..., None] * weights
+    whole, of_whole = WeightRemap(type=RemapType.LAYERWISE_SYMMETRIC, remapped_wmax=0.5).remap(weights, scales)
+    assert_near(whole.abs().amax((1, 2)), torch.full((3,), 0.5))
+    assert_near(of_whole[..., None] * whole, product)
+    lines, of_lines = WeightRemap(type=RemapType.CHANNELWISE_SYMMETRIC).remap(weights, scales)
+    largest = torch.ones(3, 4)
+    largest[1, 2] = 0
+    assert_near(lines.abs().amax(2), largest)
+    assert_near(of_lines[..., None] * lines, product)
+    assert float(of_lines[1, 2]) == float(scales[1, 2])
+    limited = WeightRemap(type=RemapType.CHANNELWISE_SYMMETRIC, max_scale_range=1.2)
+    rest, of_rest = limited.remap(weights, scales)
+    assert_near(of_rest[..., None] * rest, product)
+    assert_near(of_rest, torch.minimum(of_lines, 1.2 * scales.amin(1, keepdim=True)))
+    same, unchanged = WeightRemap().remap(weights, scales)
+    assert torch.equal(same, weights)
+    assert torch.equal(unchanged, scales)
+    for fields, word in (
+        ({"max_scale_range": 2.0}, "max_scale_range"),
+        ({"type": "ChannelwiseSymmetric", "max_scale_range": 2.0, "remapped_wmax": 0.5}, "remapped_wmax"),
+        ({"type": "ChannelwiseSymmetric", "max_scale_ref": 2.0}, "max_scale_ref"),
+        ({"type": "ChannelwiseAsymmetric"}, "type"),
+    ):
+        with pytest.raises(ValidationError, match=word):
+            WeightRemap.model_validate(fields)

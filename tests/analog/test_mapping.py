@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from rapa_cli.analog.mapping import MappedBank, Mapping, equal_split
 from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.ranges import Calibration, InputRange, calibrated
 from rapa_cli.analog.steps import ConstantStepDevice
-from tests.analog.laws import draws
+from tests.analog.laws import assert_normal, assert_uncorrelated, draws
 from tests.tolerances import assert_near
 
 _PERFECT = IOParameters(is_perfect=True)
@@ -89,8 +91,33 @@ def test_the_state_of_all_parts_is_named() -> None:
     bank, _ = _bank({"max_input_size": 4}, IOParameters(out_noise_std=0.1), ConstantStepDevice())
     assert {"input_range", "0.scale", "1.weight", "1.forward.out_noise"} <= bank.state.keys()
     bank.after_step(draws())
+    other, _ = _bank({"max_input_size": 4}, IOParameters(out_noise_std=0.2), ConstantStepDevice())
+    other.state["0.scale"].fill_(2.0)
+    other.load_state({name: values.clone() for name, values in bank.state.items()})
+    x, sizes = torch.randn(3, 7, generator=draws(4)), [1, 2]
+    readings = []
+    for one in (bank, other):
+        one.update(x, torch.ones(3, 5), sizes, 0.1, draws(5))
+        readings.append(one.forward(x, sizes, draws(6)).values)
+    assert torch.equal(*readings)
+    assert torch.equal(bank.get_weights(), other.get_weights())
+    with pytest.raises(ValueError, match=r"state: 0\.max_bound has shape \(1, 5, 4\), allowed is \(2, 5, 4\)"):
+        bank.load_state(bank.state | {"0.max_bound": torch.zeros(1, 5, 4)})
+    with pytest.raises(ValueError, match="state: got"):
+        bank.load_state({})
     with pytest.raises(ValueError, match="weights: got shape"):
         bank.set_weights(torch.zeros(5, 7), draws())
+
+
+def test_devices_of_all_parts_and_tiles_are_independent() -> None:
+    arrays = Arrays(device=ConstantStepDevice(), forward=_PERFECT)
+    bank = MappedBank(arrays, Mapping(max_input_size=40, max_output_size=50), 2, 100, 80, draws(1))
+    steps = [part.state["dwmin_up"][tile] for part in bank.banks for tile in range(2)]
+    assert len(steps) == 8
+    for sample in steps:
+        assert_normal(sample, 0.001, 0.001 * math.hypot(0.3, 0.01))
+    for first, second in itertools.combinations(steps, 2):
+        assert_uncorrelated(first, second)
 
 
 def test_a_learned_range_starts_from_data_and_follows_its_gradient() -> None:
