@@ -93,6 +93,8 @@ class Network(Frozen):
         scheme: the tiling scheme of all convolutions.
         tiles: tiles of each convolution; None are one tile for `none`, and otherwise balanced tiles, n_p divided by
             the smallest n_p of the network.
+        arrays: what the layers' arrays are made of: "ideal", the name of a preset, or a table of parameters, which may
+            begin with a `preset` that they change.
         layers: in order, without the normalisation.
     """
 
@@ -102,6 +104,7 @@ class Network(Frozen):
     pool: PoolMethod = "max"
     scheme: SchemeName = "none"
     tiles: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    arrays: str | dict[str, Any] = "ideal"
     layers: tuple[Layer, ...]
 
 

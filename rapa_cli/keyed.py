@@ -53,6 +53,17 @@ class Draw:
             first_block=first_block,
         )
 
+    def generator(self, part: int, place: torch.device) -> torch.Generator:
+        """A generator for the whole batch, for where torch wants one.
+
+        Args:
+            part: what of a layer's work it is for; each has a generator of its own.
+            place: torch's device of the numbers.
+        """
+        low, high = self.words(Purpose.ANALOG_SEED, count=2, first_block=part).sum(0).tolist()
+        # Sums over the images: the same for a batch in any order.
+        return torch.Generator(place).manual_seed((low % 2**32) | (high % 2**31) << 32)
+
 
 class KeyedLayer(nn.Module):
     """A layer whose random choices are pure functions of a key.

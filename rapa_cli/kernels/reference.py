@@ -110,7 +110,7 @@ def backward(
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry) -> Tensor:
     batch, tiles, out_channels = len(x), weight.shape[0], weight.shape[1]
     blocks = blocks_of(assignment, tiles)
-    patches = _gather(x, blocks, geometry)
+    patches = gather(x, blocks.patch, geometry)
     kernels = _kernel_matrices(weight)
     if not blocks.one_each:
         kernels = kernels[blocks.tile]
@@ -118,7 +118,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor,
         product = torch.bmm(patches, kernels)
     else:
         product = torch.baddbmm(bias[blocks.tile][:, None], patches, kernels)
-    rows = _scatter(product, blocks.patch, batch * geometry.patches, complete=blocks.complete)
+    rows = scatter(product, blocks.patch, batch * geometry.patches, complete=blocks.complete)
     return rows.view(batch, geometry.out_height, geometry.out_width, out_channels).permute(0, 3, 1, 2)
 
 
@@ -144,7 +144,7 @@ def _backward(
 
     x_grad = weight_grad = bias_grad = None
     if wanted[1]:
-        patches = _gather(x, blocks, geometry)
+        patches = gather(x, blocks.patch, geometry)
         by_tile = to_tiles(torch.bmm(patches.transpose(1, 2), error))
         weight_grad = by_tile.view(tiles, *geometry.kernel, in_channels, out_channels).permute(0, 4, 3, 1, 2)
     if wanted[2]:
@@ -154,8 +154,8 @@ def _backward(
         if not blocks.one_each:
             kernels = kernels[blocks.tile]
         products = torch.bmm(error, kernels.transpose(1, 2))
-        back = _scatter(products, blocks.patch, len(per_pixel), complete=blocks.complete)
-        x_grad = _fold(back, x.shape, geometry)
+        back = scatter(products, blocks.patch, len(per_pixel), complete=blocks.complete)
+        x_grad = fold(back, x.shape, geometry)
     return x_grad, weight_grad, bias_grad
 
 
@@ -174,8 +174,17 @@ def _kernel_matrices(weight: Tensor) -> Tensor:
     return weight.permute(0, 3, 4, 2, 1).reshape(tiles, -1, out_channels)
 
 
-def _gather(x: Tensor, blocks: Blocks, geometry: Geometry) -> Tensor:
-    """The patches of each block, (blocks, rows, k). Unused rows hold some patch; their products are dropped."""
+def gather(x: Tensor, patch: Tensor, geometry: Geometry) -> Tensor:
+    """The patches of these numbers as rows.
+
+    Args:
+        x: images (B, C, H, W).
+        patch: numbers b n_p + i, int64 of any shape; B n_p and more stand for some patch.
+        geometry: of the convolution.
+
+    Returns:
+        (*patch.shape, k), k ordered (kh, kw, C).
+    """
     batch, channels = x.shape[:2]
     (kh, kw), (dh, dw) = geometry.kernel, geometry.dilation
     top, bottom, left, right = geometry.padding
@@ -184,22 +193,22 @@ def _gather(x: Tensor, blocks: Blocks, geometry: Geometry) -> Tensor:
     # Overlapping runs of kw pixels, one starting at each pixel: a patch is kh of them.
     starts = max(batch * height * width - (kw - 1) * dw, 0)
     runs = pixels.as_strided((starts, kw, channels), (channels, dw * channels, 1))
-    patch = blocks.patch.reshape(-1).clamp(max=batch * geometry.patches - 1)
-    image, pixel = patch // geometry.patches, patch % geometry.patches
+    numbers = patch.reshape(-1).clamp(max=batch * geometry.patches - 1)
+    image, pixel = numbers // geometry.patches, numbers % geometry.patches
     y, column = pixel // geometry.out_width * geometry.stride[0], pixel % geometry.out_width * geometry.stride[1]
     lines = (image * height + y)[:, None] + torch.arange(kh, device=x.device) * dh
     gathered = runs.index_select(0, (lines * width + column[:, None]).reshape(-1))
-    return gathered.reshape(*blocks.patch.shape, kh * kw * channels)
+    return gathered.reshape(*patch.shape, kh * kw * channels)
 
 
-def _scatter(rows: Tensor, patch: Tensor, total: int, *, complete: bool) -> Tensor:
-    """Brings rows (blocks, rows, n) into the order of their patches, (total, n), zero where there is none."""
+def scatter(rows: Tensor, patch: Tensor, total: int, *, complete: bool) -> Tensor:
+    """Brings rows (..., n) into the order of their patches, (total, n), zero where there is none."""
     shape = (total + 1, rows.shape[-1])
     ordered = rows.new_empty(shape) if complete else rows.new_zeros(shape)
     return ordered.index_copy_(0, patch.reshape(-1), rows.reshape(-1, rows.shape[-1]))[:total]
 
 
-def _fold(rows: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+def fold(rows: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     """Adds the gradients of patches (B n_p, k) up to the gradient of the images they overlap in, (B, C, H, W)."""
     batch, channels, in_height, in_width = shape
     (kh, kw), (dh, dw), (sh, sw) = geometry.kernel, geometry.dilation, geometry.stride

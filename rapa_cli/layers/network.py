@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rapa_cli import config
+from rapa_cli.analog.module import AwareMatrices, PulsedMatrices
+from rapa_cli.analog.specification import arrays_of
 from rapa_cli.errors import ConfigError, commas
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import keyed_layers, number_layers
+from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.normalization import LocalResponseNorm, Normalize
 from rapa_cli.layers.pooling import pooled_size, pooling
 from rapa_cli.philox import Purpose, check_seed, generator
+from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import scheme_named
 
@@ -86,6 +91,7 @@ def resolve(
     scheme: str | None = None,
     tiles: Sequence[int] | None = None,
     pool: str | None = None,
+    arrays: str | dict[str, Any] | None = None,
 ) -> config.Network:
     """Writes out what a definition leaves open, after replacing what the caller names.
 
@@ -103,8 +109,11 @@ def resolve(
         )
     if pool is not None:
         changes.update(pool=pool)
+    if arrays is not None:
+        changes.update(arrays=arrays)
     values = {**definition.model_dump(), **changes}
     definition = config.validate(config.Network, values, f"network '{definition.name}'")
+    arrays_of(definition.arrays)
     patches = patches_per_layer(definition, shape)
     if definition.tiles is None:
         balanced = tuple(count // min(patches) for count in patches)
@@ -168,8 +177,14 @@ def patches_per_layer(definition: config.Network, shape: tuple[int, int, int]) -
 def parameter_count(network: nn.Module, *, convolutions_only: bool = False) -> int:
     """How many weights and biases a network has; on request those of its convolutions only, as the paper counts."""
     kinds = (nn.Conv2d, TiledConv2d) if convolutions_only else (nn.Module,)
-    seen = {id(p): p.numel() for layer in network.modules() if isinstance(layer, kinds) for p in layer.parameters()}
-    return sum(seen.values())
+    count = 0
+    for layer in network.modules():
+        if isinstance(layer, ArrayLayer):
+            # What it lies on may keep weights in another form than as parameters.
+            count += layer.number_of_weights() if isinstance(layer, kinds) else 0
+        elif isinstance(layer, kinds) and not isinstance(layer, (PulsedMatrices, AwareMatrices)):
+            count += sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+    return count
 
 
 def _assembled(
@@ -177,6 +192,7 @@ def _assembled(
 ) -> Network:
     """The network with its layers, their weights not yet drawn from a seed."""
     network = Network(definition, shape, classes)
+    arrays = arrays_of(definition.arrays)
     network.add_module("normalize", _normalization(definition, shape, statistics))
     tiles = iter(definition.tiles or ())
     channels, height, width = shape
@@ -189,7 +205,7 @@ def _assembled(
 
     for layer in definition.layers:
         if isinstance(layer, config.Conv):
-            add("conv", _convolution(layer, channels, definition.scheme, next(tiles)))
+            add("conv", _convolution(layer, channels, definition.scheme, next(tiles), arrays))
             channels, (height, width) = layer.channels, _conv_size(layer, height, width)
         elif isinstance(layer, config.Pool):
             method = layer.method or definition.pool
@@ -204,7 +220,10 @@ def _assembled(
                 network.add_module("flatten", nn.Flatten())
                 channels, height, width, flat = channels * height * width, 1, 1, True
             features = layer.features or classes
-            add("linear", nn.Linear(channels, features))
+            add(
+                "linear",
+                nn.Linear(channels, features) if arrays is None else AnalogLinear(channels, features, arrays=arrays),
+            )
             channels = features
     hint = "let it end with a layer of kind 'linear' without 'features'"
     if not flat:
@@ -214,11 +233,11 @@ def _assembled(
     return network
 
 
-def _convolution(layer: config.Conv, channels: int, scheme: str, tiles: int) -> nn.Module:
+def _convolution(layer: config.Conv, channels: int, scheme: str, tiles: int, arrays: AnyArrays | None) -> nn.Module:
     arguments = (channels, layer.channels, layer.kernel, layer.stride, layer.padding, layer.dilation)
-    if scheme == "none":
+    if scheme == "none" and arrays is None:
         return nn.Conv2d(*arguments)
-    return TiledConv2d(*arguments, tiles=tiles, scheme=scheme)
+    return TiledConv2d(*arguments, tiles=tiles, scheme=scheme, arrays=arrays)
 
 
 def _conv_size(layer: config.Conv, height: int, width: int) -> tuple[int, int]:
@@ -249,10 +268,10 @@ def _normalization(definition: config.Network, shape: tuple[int, int, int], stat
 
 def _initialise(network: Network, seed: int) -> None:
     """Draws all weights uniform within 1 / sqrt(fan-in), each layer and each tile from the seed."""
-    layers = [layer for layer in network if isinstance(layer, (nn.Conv2d, TiledConv2d, nn.Linear))]
+    layers = [layer for layer in network if isinstance(layer, (nn.Conv2d, ArrayLayer, nn.Linear))]
     for index, layer in enumerate(layers):
         source = generator(Purpose.INITIALISATION, seed, layer=index)
-        if isinstance(layer, TiledConv2d):
+        if isinstance(layer, ArrayLayer):
             layer.reset_parameters(source)
             continue
         bound = layer.weight[0].numel() ** -0.5

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.kernels.operator import tiled_conv2d
-from rapa_cli.keyed import KeyedLayer, check_ids
+from rapa_cli.keyed import check_ids
+from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.schemes import scheme_named
 
 Pair = int | tuple[int, int]
 
 
-class TiledConv2d(KeyedLayer):
+class TiledConv2d(ArrayLayer):
     """A 2-D convolution computed by several tiles, each with a kernel matrix and a bias of its own.
 
     Each image's patches are divided among the tiles by the scheme; output pixel i is patch i times the kernel matrix
-    of its tile. With one tile it is `nn.Conv2d`.
+    of its tile. With one tile of an ideal array it is `nn.Conv2d`.
 
     Args:
         in_channels: channels of the input.
@@ -34,7 +34,8 @@ class TiledConv2d(KeyedLayer):
         bias: whether each array has an extra row for a bias.
         tiles: number of tiles n_t, from 1 to the number of patches; for `perforated` the perforation factor.
         scheme: none, random, random-fixed, image-overlap, image-pad, alternate or perforated.
-        arrays: what the arrays are made of; None are ideal ones.
+        arrays: what the arrays are made of, as `analog.presets` have them; None are ideal ones. Arrays that learn by
+            pulses need `AnalogSGD`.
 
     Attributes:
         weight: (tiles, out, in, kh, kw); for `perforated` (1, out, in, kh, kw). In memory each tile is a matrix
@@ -57,14 +58,12 @@ class TiledConv2d(KeyedLayer):
         *,
         tiles: int = 1,
         scheme: str = "random",
-        arrays: None = None,
+        arrays: AnyArrays | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(arrays)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value}, allowed are whole numbers from 1")
-        if arrays is not None:
-            raise ValueError(f"arrays: got {arrays!r}, allowed is None (ideal arrays)")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = _pair("kernel_size", kernel_size, 1)
         self.stride = _pair("stride", stride, 1)
@@ -84,19 +83,23 @@ class TiledConv2d(KeyedLayer):
         matrices = self._scheme.matrices(tiles)
         # In memory as the kernels read it, so that no step copies it.
         in_memory = torch.empty(matrices, *self.kernel_size, in_channels, out_channels)
-        self.weight = nn.Parameter(in_memory.permute(0, 4, 3, 1, 2))
-        self.bias = nn.Parameter(torch.empty(matrices, out_channels)) if bias else None
-        self.reset_parameters()
+        self.lay_out(in_memory.permute(0, 4, 3, 1, 2), torch.empty(matrices, out_channels) if bias else None)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws all tiles independently, uniform within 1 / sqrt(k) as `nn.Conv2d` does, k the fan-in of one array."""
-        bound = 1 / math.sqrt(self.weight[0, 0].numel())
-        with torch.no_grad():
-            # Drawn in the order of the shape, whatever the order in memory.
-            drawn = torch.empty(self.weight.shape, dtype=self.weight.dtype).uniform_(-bound, bound, generator=generator)
-            self.weight.copy_(drawn)
-            if self.bias is not None:
-                self.bias.uniform_(-bound, bound, generator=generator)
+    @property
+    def fan_in(self) -> int:
+        """The paper's k, weights of a filter."""
+        return self.in_channels * self.kernel_size[0] * self.kernel_size[1]
+
+    def to_lines(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Kernels as they lie on arrays, (matrices, out, lines): lines ordered (kh, kw, in), then the bias."""
+        lines = weight.permute(0, 1, 3, 4, 2).flatten(2)
+        return lines if bias is None else torch.cat([lines, bias[:, :, None]], 2)
+
+    def from_lines(self, lines: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Kernels (matrices, out, in, kh, kw) and bias (matrices, out)."""
+        shape = (*lines.shape[:2], *self.kernel_size, self.in_channels)
+        kernels = lines[..., : self.fan_in].reshape(shape).permute(0, 1, 4, 2, 3)
+        return kernels, lines[..., -1] if lines.shape[2] > self.fan_in else None
 
     def geometry(self, height: int, width: int) -> Geometry:
         """The geometry of the convolution for images of this size in pixels."""
@@ -147,7 +150,7 @@ class TiledConv2d(KeyedLayer):
         geometry = self.geometry(x.shape[2], x.shape[3])
         if assignment is not None:
             self._check_assignment(assignment, len(x), geometry.patches)
-        elif self.tiles == 1:
+        elif self.tiles == 1 and self.matrices is None:
             return F.conv2d(
                 x, self.weight[0], None if self.bias is None else self.bias[0], self.stride, self.padding, self.dilation
             )
@@ -159,11 +162,13 @@ class TiledConv2d(KeyedLayer):
         return self._product(x, assignment.to(x.device), geometry)
 
     def _product(self, x: Tensor, assignment: Tensor, geometry: Geometry) -> Tensor:
+        if self.matrices is not None:
+            return self.on_arrays(x, assignment, geometry)
         return tiled_conv2d(x, self.weight, self.bias, assignment, geometry)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not keep_vars:
+        if not keep_vars and prefix + "weight" in destination:
             # Files and `view` want it so, whatever the order in memory.
             destination[prefix + "weight"] = destination[prefix + "weight"].contiguous()
 
@@ -193,7 +198,7 @@ class TiledConv2d(KeyedLayer):
         if torch.compiler.is_compiling():
             # While a graph is traced there are no values to look at.
             return
-        matrices = len(self.weight)
+        matrices = self._scheme.matrices(self.tiles)
         if assignment.numel() and not (int(assignment.min()) >= -1 and int(assignment.max()) < matrices):
             raise ValueError(
                 f"assignment: values from {int(assignment.min())} to {int(assignment.max())}, "

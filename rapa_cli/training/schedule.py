@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from rapa_cli.analog.module import AwareMatrices, PulsedMatrices
 from rapa_cli.config import Recipe
 from rapa_cli.layers.pooling import MixedPool2d
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.training.sgd import AnalogSGD
 
 
 def rate(recipe: Recipe, epoch: int) -> float:
@@ -19,7 +21,7 @@ def rate(recipe: Recipe, epoch: int) -> float:
     return recipe.lr * warmup * float(recipe.step_factor ** (epoch // recipe.step_epochs))
 
 
-def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+def optimizer(network: nn.Module, recipe: Recipe) -> AnalogSGD:
     """SGD with a group of parameters for each scaling of the rate and each weight decay; the groups' key is `scale`."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter, scale, decay in _parameters(network, recipe):
@@ -29,7 +31,7 @@ def optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         for (scale, decay), parameters in groups.items()
     ]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
-    return torch.optim.SGD(tables, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+    return AnalogSGD(network, tables, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
 
 
 def set_rate(sgd: torch.optim.Optimizer, value: float) -> None:
@@ -42,6 +44,13 @@ def _parameters(network: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Paramet
     for layer in network.modules():
         tiled = isinstance(layer, TiledConv2d) and recipe.lr_scaling == "linear"
         scale = float(layer.tiles) if tiled else 1.0  # type: ignore[arg-type]
-        for name, parameter in layer.named_parameters(recurse=False):
+        # What reads a layer's arrays is a module of its own, and a part of the layer.
+        own = [] if isinstance(layer, (PulsedMatrices, AwareMatrices)) else layer.named_parameters(recurse=False)
+        matrices = getattr(layer, "matrices", None)
+        of_arrays = [] if matrices is None else matrices.named_parameters()
+        for name, parameter in (*own, *of_arrays):
+            if name == "input_range":
+                yield parameter, 1.0, 0.0
+                continue
             decays = recipe.decay_mixture if isinstance(layer, MixedPool2d) else recipe.decay_bias or name != "bias"
             yield parameter, scale, recipe.weight_decay if decays else 0.0

@@ -488,7 +488,7 @@ def test_layers_move_to_other_types(scheme: str) -> None:
         ({"tiles": "4"}, r"^tiles: got '4', allowed are whole numbers from 1$"),
         ({"scheme": "randon"}, r"^scheme: there is no 'randon'; did you mean 'random'\?$"),
         ({"scheme": None}, r"^scheme: there is no 'None'"),
-        ({"arrays": "ideal"}, r"^arrays: got 'ideal', allowed is None"),
+        ({"arrays": "ideal"}, r"^arrays: got 'ideal', allowed are None"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:

@@ -1,0 +1,63 @@
+"""From what a network's definition says of its arrays to the arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rapa_cli import config
+from rapa_cli.analog.aware import InferenceArrays
+from rapa_cli.analog.bank import Arrays
+from rapa_cli.analog.presets import PRESETS, preset
+from rapa_cli.errors import ConfigError, suggestion
+
+IDEAL = "ideal"
+
+
+def arrays_of(specification: str | Mapping[str, Any]) -> Arrays | InferenceArrays | None:
+    """The arrays that a definition means.
+
+    Args:
+        specification: "ideal", the name of a preset, or a table of parameters; with `preset` in it the others take the
+            place of that preset's, table by table.
+
+    Returns:
+        None for ideal arrays.
+
+    Raises:
+        ConfigError: there is no such preset, or the parameters are wrong, which are all named.
+    """
+    if isinstance(specification, str):
+        if specification == IDEAL:
+            return None
+        try:
+            return preset(specification)
+        except ValueError:
+            hint = suggestion(specification.removesuffix("Preset"), [IDEAL, *PRESETS])
+            raise ConfigError(f"arrays: there is no preset '{specification}'", hint=hint) from None
+    table = dict(specification)
+    name = table.pop("preset", None)
+    base: dict[str, Any] = {}
+    kind: type[Arrays] | type[InferenceArrays] = InferenceArrays if "noise_model" in table else Arrays
+    if name is not None:
+        found = arrays_of(str(name))
+        if found is None:
+            raise ConfigError("arrays: preset 'ideal' has no parameters", hint=f"name one of {', '.join(PRESETS)}")
+        base, kind = found.model_dump(mode="json"), type(found)
+    return config.validate(
+        kind, _merged(base, table), "arrays", hint="see `rapa inspect NAME` for a preset's parameters"
+    )
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with changes; a device of another kind takes the place of the whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        before = merged.get(key)
+        same = (
+            isinstance(value, Mapping)
+            and isinstance(before, Mapping)
+            and value.get("kind", before.get("kind")) == before.get("kind")
+        )
+        merged[key] = _merged(before, value) if same else value  # type: ignore[arg-type]
+    return merged

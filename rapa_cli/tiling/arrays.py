@@ -1,0 +1,145 @@
+"""Layers whose matrices lie on arrays: what a tiled convolution and a linear layer have in common."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rapa_cli.analog.aware import InferenceArrays
+from rapa_cli.analog.bank import Arrays
+from rapa_cli.analog.module import AwareMatrices, Call, PulsedMatrices
+from rapa_cli.kernels.geometry import Geometry
+from rapa_cli.keyed import KeyedLayer
+
+AnyArrays = Arrays | InferenceArrays
+
+
+class ArrayLayer(KeyedLayer, abc.ABC):
+    """A layer with matrices on arrays, each with an extra line for a bias.
+
+    On ideal and on inference arrays `weight` and `bias` are parameters. On arrays that learn by pulses they are copies
+    of what the arrays show; `set_weights` writes them. Inference arrays with an input range have their bias beside
+    them, as its input, 1, may lie outside of the range.
+
+    Attributes:
+        arrays: what the arrays are made of; None are ideal ones.
+        matrices: what reads the arrays, or None for ideal ones.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, arrays: AnyArrays | None) -> None:
+        super().__init__()
+        if arrays is not None and not isinstance(arrays, (Arrays, InferenceArrays)):
+            raise ValueError(f"arrays: got {arrays!r}, allowed are None (ideal arrays), Arrays and InferenceArrays")
+        self.arrays = arrays
+        self.matrices: PulsedMatrices | AwareMatrices | None = None
+
+    @abc.abstractmethod
+    def to_lines(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Weights and, where there is one, the bias as they lie on arrays, (tiles, out, lines)."""
+
+    @abc.abstractmethod
+    def from_lines(self, lines: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The other way round."""
+
+    def lay_out(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Makes parameters or arrays for weights like these, and draws them."""
+        self._like = weight.shape, None if bias is None else bias.shape
+        if isinstance(self.arrays, Arrays):
+            self.matrices = PulsedMatrices(self.arrays, *self.to_lines(weight, bias).shape)
+        else:
+            self.weight = nn.Parameter(weight)
+            self.bias = None if bias is None else nn.Parameter(bias)
+            if self.arrays is not None:
+                beside = self.arrays.input_range is not None
+                self.matrices = AwareMatrices(self.arrays, *self.to_lines(weight, None if beside else bias).shape)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws all matrices independently, uniform within 1 / sqrt(fan-in) as torch does, and new devices for them."""
+        of_weight, of_bias = self._like
+        bound = 1 / math.sqrt(self.fan_in)
+        if self.matrices is not None:
+            generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            self.matrices.draw(generator)
+        # Drawn in the order of the shape, whatever the order in memory.
+        weight = torch.empty(of_weight).uniform_(-bound, bound, generator=generator)
+        bias = None if of_bias is None else torch.empty(of_bias).uniform_(-bound, bound, generator=generator)
+        self.set_weights(weight, bias, generator)
+
+    @property
+    @abc.abstractmethod
+    def fan_in(self) -> int:
+        """Inputs of one output, without the bias."""
+
+    def set_weights(self, weight: Tensor, bias: Tensor | None, generator: torch.Generator | None = None) -> None:
+        """Writes weights: exactly, or on pulsed arrays as near as the devices' bounds and write noise allow.
+
+        Args:
+            weight: in the shape of `weight`.
+            bias: in the shape of `bias`, None where the layer has none.
+            generator: for write noise; by default seeded by the layer's own seed.
+        """
+        with torch.no_grad():
+            if isinstance(self.matrices, PulsedMatrices):
+                generator = generator or torch.Generator().manual_seed(int(self.seed))
+                place = self.matrices.pulses.device
+                self.matrices.bank.set_weights(self.to_lines(weight, bias).to(place), generator)
+                return
+            self.weight.copy_(weight)
+            if self.bias is not None and bias is not None:
+                self.bias.copy_(bias)
+
+    def after_step(self) -> None:
+        """What follows a step of the optimizer: inference arrays may clip their weights."""
+        if isinstance(self.matrices, AwareMatrices) and self.matrices.clips:
+            with torch.no_grad():
+                weight, bias = self.from_lines(self.matrices.clipped(self._lines()))
+                self.set_weights(weight, bias)
+
+    def number_of_weights(self) -> int:
+        """Weights and biases, whatever they lie on."""
+        return self.weight.numel() + (0 if self.bias is None else self.bias.numel())
+
+    def on_arrays(self, x: Tensor, assignment: Tensor, geometry: Geometry) -> Tensor:
+        """The products of all patches as the arrays give them.
+
+        Args:
+            x: images (B, C, H, W).
+            assignment: int64 (B, n_p).
+            geometry: of the convolution.
+
+        Returns:
+            (B, out, h, w).
+        """
+        draw = self.draw_for(len(x), x.device)
+        if isinstance(self.matrices, PulsedMatrices):
+            tiles = self.matrices.bank.tiles
+            return self.matrices.read(x, Call(assignment, tiles, geometry, draw, bias=self._like[1] is not None))
+        assert self.matrices is not None
+        lines = self._lines()
+        on_a_line = self.bias is not None and not self._bias_beside
+        call = Call(assignment, len(lines), geometry, draw, bias=on_a_line)
+        return self.matrices.read(x, lines, call, self.bias if self._bias_beside else None)
+
+    @property
+    def _bias_beside(self) -> bool:
+        return isinstance(self.arrays, InferenceArrays) and self.arrays.input_range is not None
+
+    def _lines(self) -> Tensor:
+        """The parameters as they lie on inference arrays."""
+        return self.to_lines(self.weight, None if self._bias_beside else self.bias)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            matrices = self.__dict__["_modules"].get("matrices")
+            if isinstance(matrices, PulsedMatrices):
+                weight, bias = self.from_lines(matrices.bank.get_weights())
+                return weight if name == "weight" else bias
+        return super().__getattr__(name)
