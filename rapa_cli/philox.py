@@ -27,7 +27,9 @@ class Purpose(IntEnum):
     AUGMENTATION = 3
     ASSIGNMENT = 4
     POOLING = 5
+    ANALOG = 6
     DATA = 7
+    ANALOG_SEED = 8
 
 
 class Stream(IntEnum):
