@@ -1,6 +1,6 @@
 """Compiling the C kernels once with the system's compiler, and loading them.
 
-The library lies in the user's cache folder under a name made from source, flags, compiler and processor, since home
+The library lies in the user's cache folder under a name made from sources, flags, compiler and processor, since home
 folders are shared between machines.
 """
 
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-_SOURCE = Path(__file__).with_name("tiled_conv.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("tiled_conv.c", "analog_conv.c"))
+_HEADER = Path(__file__).with_name("common.h")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=gnu11")
 _SECONDS = 120
 
@@ -68,9 +69,9 @@ def cache_folder() -> Path:
 
 
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
-    source = _SOURCE.read_bytes()
+    content = [path.read_bytes() for path in (*_SOURCES, _HEADER)]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
-    key = _digest(b"\0".join([source, " ".join(flags).encode(), version, _processor()]))
+    key = _digest(b"\0".join([*content, " ".join(flags).encode(), version, _processor()]))
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not _trusted(folder):
@@ -81,11 +82,12 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
             return path
         path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        objects, library = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+        library = Path(scratch) / "kernels.so"
+        objects = [str(Path(scratch) / f"{source.stem}.o") for source in _SOURCES]
         for command in (
-            [compiler, *flags, "-c", str(_SOURCE), "-o", str(objects)],
+            *([compiler, *flags, "-c", str(s), "-o", o] for s, o in zip(_SOURCES, objects, strict=True)),
             # Without -fopenmp the runtime's symbols stay open: a second one beside torch's would make both spin.
-            [compiler, "-shared", str(objects), "-o", str(library)],
+            [compiler, "-shared", *objects, "-lm", "-o", str(library)],
         ):
             result = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
             if result.returncode:
@@ -131,7 +133,8 @@ def _openmp() -> str | None:
 def _declare(library: ctypes.CDLL) -> None:
     library.rapa_vector_width.restype = ctypes.c_int64
     library.rapa_sort.restype = ctypes.c_int64
-    for name in ("rapa_partition", "rapa_kernel_gradient", "rapa_image_gradient"):
-        getattr(library, name).restype = ctypes.c_int
+    of_int = ("partition", "kernel_gradient", "image_gradient", "analog_forward", "analog_backward", "analog_moments")
+    for name in of_int:
+        getattr(library, f"rapa_{name}").restype = ctypes.c_int
     for name in ("rapa_pad", "rapa_forward"):
         getattr(library, name).restype = None

@@ -46,20 +46,19 @@ def partition(
         tiles: parts.
         offset_block: block of the word that turns the labels.
     """
-    library = _library()
     images, draws = images.contiguous(), draws.contiguous()
     assignment = torch.empty(len(images), patches, dtype=torch.int64)
-    failed = library.rapa_partition(
+    failed = library().rapa_partition(
         ctypes.c_uint32(key[0]),
         ctypes.c_uint32(key[1]),
         ctypes.c_uint32(layer),
-        _pointer(images),
-        _pointer(draws),
+        pointer(images),
+        pointer(draws),
         ctypes.c_int64(len(images)),
         ctypes.c_int64(patches),
         ctypes.c_int64(tiles),
         ctypes.c_uint32(offset_block),
-        _pointer(assignment),
+        pointer(assignment),
         torch.get_num_threads(),
     )
     if failed:
@@ -71,15 +70,15 @@ def forward(work: Work, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """The convolution, (B, out, h, w), channels last in memory; arguments as `kernels.reference.forward`."""
     out, geometry = weight.shape[1], work.geometry
     padded, kernel = work.padded(x), _kernel_matrices(weight, work.out)
-    offset = None if bias is None else _channels(bias, work.out)
+    offset = None if bias is None else filled(bias, work.out)
     rows = torch.empty if work.complete else torch.zeros
     y = rows(work.problem.batch * geometry.patches, work.out)
-    _library().rapa_forward(
+    library().rapa_forward(
         work.reference,
-        _pointer(padded),
-        _pointer(kernel),
-        None if offset is None else _pointer(offset),
-        _pointer(y),
+        pointer(padded),
+        pointer(kernel),
+        None if offset is None else pointer(offset),
+        pointer(y),
         torch.get_num_threads(),
     )
     images = y.view(-1, geometry.out_height, geometry.out_width, work.out)
@@ -90,20 +89,20 @@ def backward(
     work: Work, gradient: Tensor, x: Tensor, weight: Tensor, *, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, those that are wanted; arguments as `kernels.reference.backward`."""
-    library, threads = _library(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     tiles, out, channels = weight.shape[:3]
-    error = _channels(gradient.permute(0, 2, 3, 1).reshape(-1, out), work.out)
+    error = filled(gradient.permute(0, 2, 3, 1).reshape(-1, out), work.out)
     x_grad = weight_grad = bias_grad = None
     if wanted[1] or wanted[2]:
         padded = work.padded(x)
         matrices = torch.empty(tiles, *work.geometry.kernel, channels, work.out)
         sums = torch.empty(tiles, work.out) if wanted[2] else None
-        failed = library.rapa_kernel_gradient(
+        failed = library().rapa_kernel_gradient(
             work.reference,
-            _pointer(padded),
-            _pointer(error),
-            _pointer(matrices),
-            None if sums is None else _pointer(sums),
+            pointer(padded),
+            pointer(error),
+            pointer(matrices),
+            None if sums is None else pointer(sums),
             threads,
         )
         if failed:
@@ -115,8 +114,8 @@ def backward(
         kernel = _kernel_matrices(weight, work.out)
         # Every thread more adds to images of its own, which must not cost more than the kernel matrices save.
         by_tile = kernel.numel() > max(_SHARED_NUMBERS, total.numel() * (threads - 1))
-        if library.rapa_image_gradient(
-            work.reference, _pointer(kernel), _pointer(error), _pointer(total), int(by_tile), threads
+        if library().rapa_image_gradient(
+            work.reference, pointer(kernel), pointer(error), pointer(total), int(by_tile), threads
         ):
             raise MemoryError
         x_grad = work.cropped(total, channels)
@@ -141,9 +140,14 @@ class Work:
     @classmethod
     def of(cls, assignment: Tensor, weight: Tensor, geometry: Geometry) -> Work:
         """Sorts the patches of a batch; arguments as `kernels.reference.forward`."""
+        tiles, out, channels = weight.shape[:3]
+        return cls.sized(assignment, geometry, tiles=tiles, out=out, channels=channels)
+
+    @classmethod
+    def sized(cls, assignment: Tensor, geometry: Geometry, *, tiles: int, out: int, channels: int) -> Work:
+        """Sorts the patches of a batch for matrices of these sizes."""
         width = _vector_width()
         batch, patches = assignment.shape
-        tiles, out, channels = weight.shape[:3]
         padded_out = -(-out // width) * width
         lines, patch_offset, run, image = _offsets(geometry, channels)
         part = _part_images(batch, patches, tiles, image + patches * padded_out)
@@ -152,17 +156,17 @@ class Work:
         base = torch.empty(batch * patches, dtype=torch.int32)
         start = torch.empty(parts * tiles + 1, dtype=torch.int64)
         assignment = assignment.contiguous()
-        total = _library().rapa_sort(
-            _pointer(assignment),
+        total = library().rapa_sort(
+            pointer(assignment),
             ctypes.c_int64(batch),
             ctypes.c_int64(patches),
             ctypes.c_int64(tiles),
             ctypes.c_int64(part),
-            _pointer(patch_offset),
+            pointer(patch_offset),
             ctypes.c_int64(image),
-            _pointer(order),
-            _pointer(base),
-            _pointer(start),
+            pointer(order),
+            pointer(base),
+            pointer(start),
             torch.get_num_threads(),
         )
         problem = _Problem(
@@ -195,8 +199,8 @@ class Work:
             geometry.padding[2] * channels,
             self.problem.image,
         )
-        _library().rapa_pad(
-            _pointer(plain), _pointer(padded), *map(ctypes.c_int64, numbers), int(back), torch.get_num_threads()
+        library().rapa_pad(
+            pointer(plain), pointer(padded), *map(ctypes.c_int64, numbers), int(back), torch.get_num_threads()
         )
 
 
@@ -230,10 +234,10 @@ def _offsets(geometry: Geometry, channels: int) -> tuple[Tensor, Tensor, int, in
 
 def _kernel_matrices(weight: Tensor, out: int) -> Tensor:
     """Kernel matrices (tiles, k, out) with k ordered (kh, kw, C), filled with zeros to `out` channels."""
-    return _channels(weight.permute(0, 3, 4, 2, 1), out)
+    return filled(weight.permute(0, 3, 4, 2, 1), out)
 
 
-def _channels(values: Tensor, out: int) -> Tensor:
+def filled(values: Tensor, out: int) -> Tensor:
     """Contiguous, the last dimension filled with zeros to `out`."""
     missing = out - values.shape[-1]
     return torch.nn.functional.pad(values, (0, missing)) if missing else values.contiguous()
@@ -241,14 +245,16 @@ def _channels(values: Tensor, out: int) -> Tensor:
 
 @functools.cache
 def _vector_width() -> int:
-    return int(_library().rapa_vector_width())
+    return int(library().rapa_vector_width())
 
 
-def _library() -> ctypes.CDLL:
-    library = kernels().library
-    assert library is not None
-    return library
+def library() -> ctypes.CDLL:
+    """The compiled kernels, where `available` says that there are any."""
+    loaded = kernels().library
+    assert loaded is not None
+    return loaded
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """Where a tensor's numbers lie."""
     return ctypes.c_void_p(tensor.data_ptr())

@@ -8,40 +8,7 @@
    cache while its tiles take turns. Every sum is made in an order that depends on the sizes and the number of threads
    only, not on which thread comes first. */
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#if defined(__AVX512F__)
-#define WIDTH 16
-#define MOST 12
-#elif defined(__AVX__)
-#define WIDTH 8
-#define MOST 6
-#else
-#define WIDTH 4
-#define MOST 6
-#endif
-
-/* Patches whose gradients and input rows stay in a first-level cache while a tile's kernel matrix is gone through. */
-#define CHUNK 48
-
-typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-typedef struct {
-    int64_t batch, patches, tiles;   /* images; patches of an image; kernel matrices */
-    int64_t lines, run;              /* a patch's runs of adjacent numbers, and their length */
-    int64_t out;                     /* output channels, a multiple of WIDTH */
-    int64_t image;                   /* numbers from one padded image to the next */
-    int64_t parts, part_images;      /* parts of the batch, and images of a part */
-    const int64_t *line_offset;      /* of each run from a patch's base (lines) */
-    const int32_t *order;            /* patch numbers b patches + i, sorted */
-    const int32_t *base;             /* offset of each of these patches' base from the first image */
-    const int64_t *start;            /* where in `order` each part's tile begins (parts tiles + 1) */
-} Problem;
+#include "common.h"
 
 /* Numbers in a vector: output channels come in multiples of it, and images lie that far apart at least. */
 int64_t rapa_vector_width(void) { return WIDTH; }
@@ -55,10 +22,10 @@ static void philox(uint32_t *words, int64_t blocks, uint32_t first, uint32_t lay
     for (int64_t b = 0; b < blocks; b++) {
         uint32_t c0 = first + (uint32_t)b, c1 = layer, c2 = image, c3 = draw, k0 = key0, k1 = key1;
         UNROLL for (int round = 0; round < 10; round++) {
-            const uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
+            const uint64_t p0 = (uint64_t)c0 * PHILOX_0, p1 = (uint64_t)c2 * PHILOX_1;
             c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, c1 = (uint32_t)p1;
             c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1, c3 = (uint32_t)p0;
-            k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+            k0 += WEYL_0, k1 += WEYL_1;
         }
         words[4 * b] = c0, words[4 * b + 1] = c1, words[4 * b + 2] = c2, words[4 * b + 3] = c3;
     }
@@ -190,19 +157,6 @@ INLINE void forward_block(const Problem *p, const float *const *base, const floa
     UNROLL for (int i = 0; i < m; i++)
         UNROLL for (int j = 0; j < n; j++) *(vec *)(y[i] + j * WIDTH) = sum[i][j];
 }
-
-#define CASES(CALL)                                                                                             \
-    switch (m) {                                                                                                \
-        case 1: CALL(1); break; case 2: CALL(2); break; case 3: CALL(3); break; case 4: CALL(4); break;         \
-        case 5: CALL(5); break; case 6: CALL(6); break; LARGE_CASES(CALL)                                       \
-    }
-#if MOST == 12
-#define LARGE_CASES(CALL)                                                                                       \
-        case 7: CALL(7); break; case 8: CALL(8); break; case 9: CALL(9); break; case 10: CALL(10); break;       \
-        case 11: CALL(11); break; case 12: CALL(12); break;
-#else
-#define LARGE_CASES(CALL)
-#endif
 
 static void forward_1(const Problem *p, const float *const *base, const float *w, const float *bias, float **y, int m) {
 #define CALL(M) forward_block(p, base, w, bias, y, M, 1)
