@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.device import IdealDevice
-from rapa_cli.analog.mapping import MappedBank, Mapping, equal_split
-from rapa_cli.analog.parameters import IOParameters
+from rapa_cli.analog.mapping import MappedBank, equal_split
+from rapa_cli.analog.parameters import IOParameters, Mapping
 from rapa_cli.analog.ranges import Calibration, InputRange, calibrated
 from rapa_cli.analog.steps import ConstantStepDevice
 from tests.analog.laws import assert_normal, assert_uncorrelated, draws
