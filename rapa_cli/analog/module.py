@@ -421,9 +421,18 @@ def _any_generator() -> torch.Generator:
 @contextlib.contextmanager
 def noiseless(model: nn.Module) -> Iterator[None]:
     """Inside the block arrays are read without noise; converters, limits and what devices hold stay as they are."""
-    modules = [module for module in model.modules() if isinstance(module, (PulsedMatrices, AwareMatrices))]
-    with _set(modules, "noise", False):
+    with _set(_matrices(model), "noise", False):
         yield
+
+
+def silence(model: nn.Module) -> None:
+    """As `noiseless`, from now on."""
+    for module in _matrices(model):
+        module.noise = False
+
+
+def _matrices(model: nn.Module) -> list[PulsedMatrices | AwareMatrices]:
+    return [module for module in model.modules() if isinstance(module, (PulsedMatrices, AwareMatrices))]
 
 
 @contextlib.contextmanager

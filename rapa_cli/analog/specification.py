@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rapa_cli import config
@@ -47,6 +48,23 @@ def arrays_of(specification: str | Mapping[str, Any]) -> Arrays | InferenceArray
     return config.validate(
         kind, _merged(base, table), "arrays", hint="see `rapa inspect NAME` for a preset's parameters"
     )
+
+
+def named_arrays(name: str) -> str | dict[str, Any]:
+    """What `--arrays` means: "ideal", a preset's name, or the table in a TOML file.
+
+    Raises:
+        FileError: the file cannot be read.
+        ConfigError: it is not TOML.
+    """
+    return config.read_toml(Path(name)) if name.endswith(".toml") else name
+
+
+def label(specification: str | Mapping[str, Any]) -> str:
+    """A short name, for people."""
+    if isinstance(specification, str):
+        return specification.removesuffix("Preset")
+    return f"{specification['preset']}, changed" if "preset" in specification else "of the user's own"
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from rapa_cli.analog.specification import IDEAL
 from rapa_cli.errors import suggestion
+from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.network import Network
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.conversion import replaced
@@ -17,6 +19,8 @@ WAYS = ("norm",)
 
 def reduce(model: nn.Module, by: str = "norm") -> nn.Module:
     """Copies a network with its tiled convolutions replaced by ordinary ones.
+
+    From arrays that are not ideal it takes the weights that they show; the copy is digital.
 
     Args:
         model: it is left as it is.
@@ -32,11 +36,17 @@ def reduce(model: nn.Module, by: str = "norm") -> nn.Module:
     if by not in WAYS:
         raise ValueError(f"by: there is no '{by}'; {suggestion(by, WAYS)}")
     model = copy.deepcopy(model)
-    tiled = [layer for layer in model.modules() if isinstance(layer, TiledConv2d)]
-    model = replaced(model, {layer: _ordinary(layer, largest_norm(layer.weight.detach())) for layer in tiled})
+    ordinary: dict[nn.Module, nn.Module] = {}
+    for layer in model.modules():
+        if isinstance(layer, TiledConv2d):
+            ordinary[layer] = _ordinary(layer, largest_norm(layer.weight.detach()))
+        elif isinstance(layer, AnalogLinear):
+            ordinary[layer] = _linear(layer)
+    model = replaced(model, ordinary)
     if isinstance(model, Network):
         ones = (1,) * len(model.definition.tiles or ())
-        model.definition = model.definition.model_copy(update={"scheme": "none", "tiles": ones})
+        update = {"scheme": "none", "tiles": ones, "arrays": IDEAL}
+        model.definition = model.definition.model_copy(update=update)
     return model
 
 
@@ -71,3 +81,15 @@ def _ordinary(layer: TiledConv2d, tile: Tensor) -> nn.Conv2d:
         if layer.bias is not None and convolution.bias is not None:
             convolution.bias.copy_(layer.bias[tile, channel])
     return convolution.train(layer.training)
+
+
+def _linear(layer: AnalogLinear) -> nn.Linear:
+    """The ordinary layer with the weights that the array shows."""
+    weight, bias = layer.weight.detach(), layer.bias
+    with torch.random.fork_rng(devices=[]):
+        linear = nn.Linear(layer.in_features, layer.out_features, bias is not None).to(weight.device, weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear.train(layer.training)

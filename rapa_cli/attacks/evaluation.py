@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rapa_cli.analog.module import exact_gradients, noiseless
 from rapa_cli.analysis.evaluation import batches, evaluating, wilson
 from rapa_cli.attacks.fgsm import eps_for_snr, gradient_sign, perturb, snr_db
 from rapa_cli.keyed import draws
@@ -68,7 +69,8 @@ def attack(
 ) -> list[Point]:
     """Attacks a network by FGSM: the gradient is taken on one draw, the result is scored on another.
 
-    One gradient for each image serves all levels. The model is as before afterwards.
+    One gradient for each image serves all levels. On analog arrays it is that of the weights they show, without the
+    noise of reading: an attacker who knows the arrays is not held up by it. The model is as before afterwards.
 
     Args:
         model: takes (B, C, H, W) in [0, 1].
@@ -90,7 +92,8 @@ def attack(
     counted = 0
     with evaluating(model):
         for ids, x, y in batches(images, labels, batch_size, device):
-            with draws(model, images=ids, seed=seed, draw=_GRADIENT_DRAW, stream="attack"):
+            gradient_draw = draws(model, images=ids, seed=seed, draw=_GRADIENT_DRAW, stream="attack")
+            with noiseless(model), exact_gradients(model), gradient_draw:
                 sign = gradient_sign(model, x, y)
             with torch.no_grad(), draws(model, images=ids, seed=seed, draw=_SCORING_DRAW, stream="attack"):
                 right = model(x).argmax(1) == y

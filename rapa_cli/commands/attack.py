@@ -38,6 +38,7 @@ def attack(
     data_dir: options.DataDir = None,
     images: options.Images = None,
     seed: options.Seed = 0,
+    noise: options.Noise = True,
     batch_size: options.BatchSize = 100,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -51,9 +52,11 @@ def attack(
     """
     levels = attack_levels(eps, snr)
     from rapa_cli.attacks.evaluation import attack as run
-    from rapa_cli.commands.session import counting, labelled, subject
+    from rapa_cli.commands.session import arrays_line, counting, labelled, subject
 
-    chosen = subject(checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads)
+    chosen = subject(
+        checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads, noise=noise
+    )
     with counting(f"FGSM at {len(levels)} levels", len(chosen.images)) as count:
         points = run(
             chosen.network, chosen.images, chosen.labels, levels, seed=seed, batch_size=batch_size, on_batch=count
@@ -70,6 +73,7 @@ def attack(
                 "images": len(chosen.images),
                 "counted": points[0].counted,
                 "seed": seed,
+                **chosen.arrays,
                 "points": [_document(point) for point in points],
             }
         )
@@ -92,7 +96,7 @@ def attack(
     console.show(
         f"{points[0].counted} of {len(chosen.images)} images of {chosen.data} are right without noise and count\n"
         f"gradient on one draw, score on another, seed {seed}\n"
-        "SNR of [0, 1] pixels after cutting"
+        f"SNR of [0, 1] pixels after cutting{arrays_line(chosen.arrays)}"
     )
 
 

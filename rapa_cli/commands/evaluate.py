@@ -18,6 +18,7 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="NAME", help="train or test.")] = "test",
     images: options.Images = None,
     seed: options.Seed = 0,
+    noise: options.Noise = True,
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -28,7 +29,7 @@ def evaluate(
     Example: rapa evaluate runs/my-run --best
     """
     from rapa_cli.analysis.evaluation import evaluate as measure
-    from rapa_cli.commands.session import counting, labelled, subject
+    from rapa_cli.commands.session import arrays_line, counting, labelled, subject
 
     chosen = subject(
         checkpoint,
@@ -39,6 +40,7 @@ def evaluate(
         device=device,
         threads=threads,
         split=split,
+        noise=noise,
     )
     with counting("evaluating", len(chosen.images)) as count:
         result = measure(chosen.network, chosen.images, chosen.labels, seed=seed, batch_size=batch_size, on_batch=count)
@@ -56,6 +58,7 @@ def evaluate(
                 "ci95": result.ci95,
                 "loss": result.loss,
                 "seed": seed,
+                **chosen.arrays,
             }
         )
         return
@@ -63,5 +66,5 @@ def evaluate(
     console.show(
         f"{split} error {result.error:.2f} %  (95 % interval {low:.2f} to {high:.2f})\n"
         f"{result.wrong} of {result.images} images of {chosen.data} wrong, one draw, seed {seed}\n"
-        f"checkpoint {labelled(chosen.path)}"
+        f"checkpoint {labelled(chosen.path)}{arrays_line(chosen.arrays)}"
     )

@@ -76,6 +76,10 @@ Images = Annotated[
     int | None,
     typer.Option("--images", metavar="N", min=1, show_default=False, help="Only the first N images of the split."),
 ]
+Noise = Annotated[
+    bool,
+    typer.Option("--noise/--no-noise", help="Whether arrays that are not ideal are read with their noise."),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on standard output."),

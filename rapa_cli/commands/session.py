@@ -46,6 +46,7 @@ class Subject:
         data: name of the data set.
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
+        arrays: what its arrays are made of, and whether they are read with noise; as results are labelled with it.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Subject:
     data: str
     images: Tensor
     labels: Tensor
+    arrays: dict[str, Any]
 
 
 def compute_device(name: str, threads: int | None = None) -> torch.device:
@@ -139,13 +141,15 @@ def subject(
     device: str,
     threads: int | None,
     split: str = "test",
+    noise: bool = True,
 ) -> Subject:
-    """Loads a checkpoint and the images to judge it on.
+    """Loads a checkpoint and the images to judge it on; without noise its arrays are read so from now on.
 
     Raises:
         ConfigError: the images do not fit the network.
         FileError: the checkpoint or the data is missing or damaged.
     """
+    from rapa_cli.analog.module import silence
     from rapa_cli.checkpoint import read, restore
 
     if split not in ("train", "test"):
@@ -156,6 +160,8 @@ def subject(
     path = checkpoint_path(checkpoint, best=best)
     saved = read(path)
     network = restore(saved, path).eval().to(place)
+    if not noise:
+        silence(network)
     name = data or saved.description.data
     opened = open_data(name, data_dir)
     if opened.shape != network.shape or len(opened.classes) != network.classes:
@@ -166,7 +172,31 @@ def subject(
         )
     part = opened.train if split == "train" else opened.test
     limit = len(part) if images is None else min(images, len(part))
-    return Subject(path, chosen(path), saved.description, network, name, part.images[:limit], part.labels[:limit])
+    return Subject(
+        path,
+        chosen(path),
+        saved.description,
+        network,
+        name,
+        part.images[:limit],
+        part.labels[:limit],
+        reading(network, noise=noise),
+    )
+
+
+def reading(network: Network, *, noise: bool) -> dict[str, Any]:
+    """Keys of a document that say what was read, and how; noise is None where there is none to switch off."""
+    from rapa_cli.analog.specification import IDEAL, label
+
+    arrays = network.definition.arrays
+    return {"arrays": label(arrays), "noise": None if arrays == IDEAL else noise}
+
+
+def arrays_line(reading: dict[str, Any]) -> str:
+    """A line on the arrays, for people; empty for ideal ones."""
+    if reading["noise"] is None:
+        return ""
+    return f"\narrays {reading['arrays']}, read {'with' if reading['noise'] else 'without'} noise"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rapa_cli.checkpoint import Progress
     from rapa_cli.config import Recipe
     from rapa_cli.runs import Manifest
-    from rapa_cli.training.loop import Sums
+    from rapa_cli.training.loop import Sums, Training
 
 # How often the bar asks the device for the loss so far: asking makes it wait.
 _REFRESH_SECONDS = 0.5
@@ -53,7 +53,13 @@ def train(
         str | None, typer.Option(metavar="NAME", show_default=False, help="max, average, mixed or stochastic.")
     ] = None,
     arrays: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="What the arrays are made of: ideal.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="What the arrays are made of: ideal, a preset such as ReRamES (see `rapa inspect --presets`), "
+            "or a TOML file [default: ideal].",
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME", show_default=False, help="Recipe or a TOML file [default: short].")
@@ -98,8 +104,6 @@ def train(
     from rapa_cli.training import loop
     from rapa_cli.training.stopping import StopRequest
 
-    if arrays not in (None, "ideal"):
-        raise ConfigError(f"--arrays: got '{arrays}', allowed is ideal", hint="leave --arrays out")
     place = compute_device(device, threads)
     if resume is not None:
         fixed = {
@@ -131,7 +135,8 @@ def train(
         images = open_data(data, data_dir)
         manifest = _manifest(
             network or "full", recipe or "short", data, images.shape, seed or 0,
-            scheme=scheme, tiles=tiles, pool=pool, epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [],
+            scheme=scheme, tiles=tiles, pool=pool, arrays=arrays,
+            epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [],
         )  # fmt: skip
         # Built first, so that a network that cannot be built leaves no folder behind.
         untrained = loop.untrained(manifest, images, place)
@@ -142,6 +147,7 @@ def train(
         f"{definition.name} on {training.manifest.data} ({len(images.train)} images): "
         f"{definition.scheme} {commas(definition.tiles or ())}, {definition.pool} pooling"
     )
+    _note_arrays(training)
     console.note(f"{plan.epochs} epochs, batch {plan.batch_size}, rate {plan.lr:g}, seed {training.manifest.seed}")
     console.note(f"run folder {folder}")
     if training.progress.epoch or training.progress.step:
@@ -166,6 +172,19 @@ def train(
     _summary(training, folder, json=json)
 
 
+def _note_arrays(training: Training) -> None:
+    from rapa_cli.analog.specification import IDEAL, label
+
+    arrays, recipe = training.manifest.network.arrays, training.manifest.recipe
+    if arrays != IDEAL:
+        console.note(f"arrays {label(arrays)}")
+    if training.sgd.without:
+        console.note(
+            f"momentum {recipe.momentum:g} and weight decay {recipe.weight_decay:g} of the recipe do not exist on arrays "
+            "that learn by pulses: they are 0 there"
+        )
+
+
 def _manifest(
     network: str,
     recipe: str,
@@ -176,6 +195,7 @@ def _manifest(
     scheme: str | None,
     tiles: str | None,
     pool: str | None,
+    arrays: str | None,
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
@@ -183,6 +203,7 @@ def _manifest(
 ) -> Manifest:
     """The run that the options ask for, checked against the shape of the images."""
     from rapa_cli import config
+    from rapa_cli.analog.specification import named_arrays
     from rapa_cli.commands.options import parse_tiles
     from rapa_cli.layers.network import resolve
     from rapa_cli.runs import Manifest
@@ -195,7 +216,8 @@ def _manifest(
     settings = [*(f"recipe.{key}={value}" for key, value in options.items() if value is not None), *settings]
     # Which tiles are balanced and which recipe is meant depend on the scheme, which may be set as well.
     definition, _ = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
-    definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool)
+    made_of = None if arrays is None else named_arrays(arrays)
+    definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool, arrays=made_of)
     definition, plan = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
     definition = resolve(definition, shape)
     return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=_provenance(recipe))

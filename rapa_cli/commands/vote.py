@@ -18,6 +18,7 @@ def vote(
     data_dir: options.DataDir = None,
     images: options.Images = None,
     seed: options.Seed = 0,
+    noise: options.Noise = True,
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -28,9 +29,11 @@ def vote(
     Example: rapa vote runs/my-run -n 5
     """
     from rapa_cli.analysis.voting import vote_error
-    from rapa_cli.commands.session import counting, labelled, subject
+    from rapa_cli.commands.session import arrays_line, counting, labelled, subject
 
-    chosen = subject(checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads)
+    chosen = subject(
+        checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads, noise=noise
+    )
     with counting(f"{n} draws", len(chosen.images)) as count:
         result = vote_error(
             chosen.network, chosen.images, chosen.labels, n, seed=seed, batch_size=batch_size, on_batch=count
@@ -48,6 +51,7 @@ def vote(
                 "vote_error": result.vote_error,
                 "ci95": result.vote_ci95,
                 "seed": seed,
+                **chosen.arrays,
             }
         )
         return
@@ -56,10 +60,10 @@ def vote(
         f"single draw  {result.single_error:.2f} %  (mean of {n})\n"
         f"vote of {n:<4} {result.vote_error:.2f} %  (95 % interval {low:.2f} to {high:.2f})\n"
         f"{result.images} images of {chosen.data}, seed {seed}\n"
-        f"checkpoint {labelled(chosen.path)}"
+        f"checkpoint {labelled(chosen.path)}{arrays_line(chosen.arrays)}"
     )
-    if not _random(chosen.network):
-        console.note("this network makes no random assignments in test, so that all draws are the same")
+    if not _random(chosen.network) and not chosen.arrays["noise"]:
+        console.note("this network makes no random choices in test, so that all draws are the same")
 
 
 def _random(network: object) -> bool:

@@ -25,6 +25,7 @@ from rapa_cli.keyed import draws
 from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
 from rapa_cli.training.schedule import optimizer, rate, set_rate
+from rapa_cli.training.sgd import AnalogSGD
 from rapa_cli.training.stopping import StopRequest
 
 # What is proposed to somebody whose rate was far above what any training bears.
@@ -87,7 +88,7 @@ class Training:
     manifest: runs.Manifest
     data: DataSet
     network: Network
-    sgd: torch.optim.SGD
+    sgd: AnalogSGD
     progress: Progress = field(default_factory=Progress)
     rows: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)

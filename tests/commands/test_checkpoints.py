@@ -187,7 +187,7 @@ def test_voting_where_nothing_is_random(rapa: Run) -> None:
     rapa("reduce", DONE, "--out", "plain.safetensors")
     outcome = rapa("vote", "plain.safetensors", "-n", "2")
     assert outcome.code == 0
-    assert outcome.err == "this network makes no random assignments in test, so that all draws are the same\n"
+    assert outcome.err == "this network makes no random choices in test, so that all draws are the same\n"
 
 
 def test_attack(rapa: Run) -> None:
