@@ -615,17 +615,25 @@ static float trains(const Update *t, float largest_x, float largest_d, float *a,
     return slots;
 }
 
-INLINE float probability(const Update *t, float x) {
-    return within(t->step > 0 ? rounded(x, t->step, t->inverse) : x, 1);
+INLINE vec magnitude(vec x) { return (vec)((ivec)x & 0x7FFFFFFF); }
+
+/* A probability with the sign of its number. */
+INLINE vec probability(const Update *t, vec x) {
+    if (t->step > 0) {
+        const vec near = x * t->inverse, quotient = near + (x - near * t->step) * t->inverse;
+        x = (quotient + ROUNDING - ROUNDING) * t->step;
+    }
+    const ivec above = magnitude(x) > 1.0f, one = (ivec)((vec){0} + 1.0f) | ((ivec)x & (int32_t)0x80000000);
+    return (vec)(((ivec)x & ~above) | (one & above));
 }
 
 /* Rows of up to CHUNK pairs; sums (4 of rows of `wide` = 2 out numbers): with and without signs, of probabilities and of
    squares. */
 typedef struct {
     float *x, *p_x, *s_x, *square, *signed_square;   /* one patch; and of its probabilities from `from` to `to` */
-    float *d, *sums, *squares;                       /* d: four rows of `out` for each pair */
+    float *e, *d, *sums, *squares;                   /* one gradient; d: four rows of `out` for each pair */
     int64_t from, to, apart, out, count;
-    int negative;                                    /* whether an input of the block was */
+    int negative;                                    /* whether an input of the block was, or one of the last block */
     float *memory;
 } Sums;
 
@@ -633,12 +641,14 @@ static int sums_new(Sums *s, int64_t lines, int64_t slice, int64_t out) {
     const int64_t row = apart_for(lines) + 16;
     s->apart = apart_for(slice), s->out = out;
     const int64_t panel = CHUNK * s->apart, sums = slice * 2 * out;
-    s->memory = malloc(sizeof(float) * (row + 4 * panel + 4 * CHUNK * out + 2 * sums + 16));
+    s->memory = malloc(sizeof(float) * (row + 4 * panel + (4 * CHUNK + 1) * filled(out, 16) + 2 * sums + 16));
     if (!s->memory) return 1;
     s->x = (float *)(((uintptr_t)s->memory + 63) / 64 * 64);
     s->p_x = s->x + row, s->s_x = s->p_x + panel, s->square = s->s_x + panel, s->signed_square = s->square + panel;
-    s->d = s->signed_square + panel;
+    s->e = s->signed_square + panel, s->d = s->e + filled(out, 16);
     s->sums = s->d + 4 * CHUNK * out, s->squares = s->sums + sums;
+    memset(s->e, 0, sizeof(float) * out);
+    s->count = s->negative = 0;
     return 0;
 }
 
@@ -654,45 +664,56 @@ static void add_block(Sums *s) {
         add_products(s->p_x, s->apart, m, s->count, s->d, 4 * out, 2 * out, s->sums, 2 * out);
         add_products(s->square, s->apart, m, s->count, s->d + 2 * out, 4 * out, 2 * out, s->squares, 2 * out);
     }
-    s->count = s->negative = 0;
+    s->count = 0;
+}
+
+/* Rows lie in an order that no processor foresees. */
+#define AHEAD 6
+INLINE void fetch(const Problem *p, const float *x, const float *d, int64_t q, int64_t outputs) {
+    const float *row = d + p->order[q] * outputs, *base = x + p->base[q];
+    for (int64_t c = 0; c < outputs; c += 16) __builtin_prefetch(row + c);
+    for (int64_t line = 0; line < p->lines; line++)
+        for (int64_t r = 0; r < p->run; r += 16) __builtin_prefetch(base + p->line_offset[line] + r);
 }
 
 static void add_pair(const Problem *p, const Update *t, Sums *s, const float *x, const float *d, int64_t q, int64_t lines,
                      int64_t bias, int64_t outputs) {
-    const float *e = d + p->order[q] * outputs;
-    const float largest_d = largest_of(e, outputs);
+    memcpy(s->e, d + p->order[q] * outputs, sizeof(float) * outputs);
+    const float largest_d = largest_of(s->e, outputs);
     if (t->managed && largest_d <= 0) return;
     gather(p, x, q, s->x, apart_for(lines), bias);
     float a, b;
     const float slots = trains(t, largest_of(s->x, lines), largest_d, &a, &b);
     if (slots <= 0) return;
     const int64_t m = s->to - s->from, at = s->count * s->apart, out = s->out;
-    const float *restrict from = s->x + s->from;
-    float *restrict p_x = s->p_x + at, *restrict square = s->square + at;
-    int negative = 0;
-    for (int64_t k = 0; k < m; k++) {
-        const float v = probability(t, from[k] * b);
-        negative |= v < 0;
-        p_x[k] = fabsf(v), square[k] = v * v;
-    }
-    if (negative && !s->negative) {
-        /* The first patch of the block with signs: those before it have none. */
-        memcpy(s->s_x, s->p_x, sizeof(float) * at), memcpy(s->signed_square, s->square, sizeof(float) * at);
-        s->negative = 1;
-    }
-    if (s->negative) {
-        float *restrict s_x = s->s_x + at, *restrict signed_square = s->signed_square + at;
-        for (int64_t k = 0; k < m; k++) {
-            const float v = probability(t, from[k] * b);
-            s_x[k] = v, signed_square[k] = v * fabsf(v);
+    const float *from = s->x + s->from;
+    const Update own = *t;
+    float *p_x = s->p_x + at, *square = s->square + at, *s_x = s->s_x + at, *signed_square = s->signed_square + at;
+    if (!s->negative) {
+        ivec negative = {0};
+        for (int64_t k = 0; k < m; k += WIDTH) {
+            const vec v = probability(&own, *(const vec *)(from + k) * b);
+            negative |= v < 0.0f;
+            *(vec *)(p_x + k) = v, *(vec *)(square + k) = v * v;
+        }
+        for (int l = 0; l < WIDTH; l++) s->negative |= negative[l];
+        if (s->negative) {
+            /* The first patch of the block with signs: those before it have none. */
+            memcpy(s->s_x, s->p_x, sizeof(float) * at), memcpy(s->signed_square, s->square, sizeof(float) * at);
         }
     }
-    float *restrict row = s->d + s->count * 4 * out;
-    for (int64_t c = 0; c < outputs; c++) {
-        const float v = probability(t, e[c] * a), p_d = fabsf(v), each = slots * p_d, with_sign = slots * v;
-        row[c] = each, row[out + c] = with_sign, row[2 * out + c] = each * p_d, row[3 * out + c] = with_sign * p_d;
+    if (s->negative)
+        for (int64_t k = 0; k < m; k += WIDTH) {
+            const vec v = probability(&own, *(const vec *)(from + k) * b), p = magnitude(v);
+            *(vec *)(p_x + k) = p, *(vec *)(s_x + k) = v;
+            *(vec *)(square + k) = v * v, *(vec *)(signed_square + k) = v * p;
+        }
+    float *row = s->d + s->count * 4 * out;
+    for (int64_t c = 0; c < out; c += WIDTH) {
+        const vec v = probability(&own, *(const vec *)(s->e + c) * a), p_d = magnitude(v);
+        *(vec *)(row + c) = slots * p_d, *(vec *)(row + out + c) = slots * v;
+        *(vec *)(row + 2 * out + c) = slots * p_d * p_d, *(vec *)(row + 3 * out + c) = slots * v * p_d;
     }
-    for (int64_t c = outputs; c < out; c++) row[c] = row[out + c] = row[2 * out + c] = row[3 * out + c] = 0;
     if (++s->count == CHUNK) add_block(s);
 }
 
@@ -736,13 +757,15 @@ int rapa_analog_moments(const Problem *p, const Update *t, const float *x, const
             if (!ready) continue;
             const int64_t tile = unit / cuts;
             s.from = lines * (unit % cuts) / cuts, s.to = lines * (unit % cuts + 1) / cuts;
-            s.count = s.negative = 0;
             memset(s.sums, 0, sizeof(float) * (s.to - s.from) * 2 * p->out);
             memset(s.squares, 0, sizeof(float) * (s.to - s.from) * 2 * p->out);
             for (int64_t part = first / p->part_images; part * p->part_images < last; part++) {
                 const int64_t *start = p->start + part * p->tiles + tile;
                 const int64_t from = place_of(p, start[0], start[1], first), to = place_of(p, from, start[1], last);
-                for (int64_t q = from; q < to; q++) add_pair(p, t, &s, x, d, q, lines, bias, outputs);
+                for (int64_t q = from; q < to; q++) {
+                    if (q + AHEAD < to) fetch(p, x, d, q + AHEAD, outputs);
+                    add_pair(p, t, &s, x, d, q, lines, bias, outputs);
+                }
             }
             add_block(&s);
             finish(&s, tile, lines, outputs, results);
