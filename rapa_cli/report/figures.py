@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,11 @@ from rapa_cli.files import atomic, make_folder
 
 if TYPE_CHECKING:
     from rapa_cli.analysis.benchmark import Row
+    from rapa_cli.analysis.response import Response
 
 _TRAIN, _TEST = "#4477aa", "#cc3311"
+_UP, _DOWN, _SINGLE = "#4477aa", "#cc3311", "#999999"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def learning_curve(rows: Sequence[dict[str, Any]], title: str) -> Figure:
@@ -67,6 +71,49 @@ def cost_against_tiles(rows: Sequence[Row]) -> Figure:
         if number == 1:
             axes.set_ylabel("time relative to nn.Conv2d")
             axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def device_response(found: Response, title: str) -> Figure:
+    """Weights against pulses up and then down, and beside that the size of a device's step against its weight."""
+    figure = _figure(8.6, 4.2)
+    trains, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
+    heading = f"{title}\n{found.note}" if found.note else title
+    figure.suptitle(heading, x=0.01, horizontalalignment="left", fontsize=10, parse_math=False)
+
+    for number, single in enumerate(found.singles):
+        trains.plot(
+            found.pulses, single, color=_SINGLE, linewidth=0.7, alpha=0.8, label=None if number else "single ones"
+        )
+    trains.fill_between(found.pulses, *found.band, color=_UP, alpha=0.25, linewidth=0, label="10 to 90 % of all")
+    trains.plot(found.pulses, found.mean, color=_UP, linewidth=2, label="mean of all")
+    trains.plot(found.pulses, found.noise_free, color="black", linestyle="--", label="without spread and noise")
+    trains.axvline(found.train, color="black", linewidth=0.8, linestyle=":")
+    ends = ((found.after_up, "up"), (found.after_down, "down"))
+    shares = [f"{100 * end.fraction:.0f} % after {word}" for end, word in ends if end is not None]
+    trains.set_title(f"at their bounds: {', '.join(shares)}" if shares else "all are stuck", fontsize=9, loc="left")
+    trains.set(xlabel=f"pulses ({found.train:,} up, then as many down)", ylabel="weight")
+    trains.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    trains.xaxis.set_major_formatter("{x:,.0f}")
+
+    steps = found.steps
+    curves = [("up", steps.up, steps.up_band, _UP, "-"), ("down", steps.down, steps.down_band, _DOWN, "--")]
+    exponent = math.floor(math.log10(max(float(size.max()) for _, size, _, _, _ in curves if size is not None)))
+    unit = 10.0**exponent
+    for label, size, band, colour, style in curves:
+        if size is not None and band is not None:
+            sizes.plot(steps.weights, size / unit, color=colour, linewidth=2, linestyle=style, label=label)
+            sizes.fill_between(steps.weights, *(band / unit), color=colour, alpha=0.2, linewidth=0)
+    if found.symmetry_point is not None:
+        label = f"symmetry point at {round(found.symmetry_point, 2) + 0.0:.2f}"
+        sizes.axvline(found.symmetry_point, color="black", linewidth=0.8, linestyle=":", label=label)
+    sizes.set_title("step without noise, 10 to 90 % of devices", fontsize=9, loc="left")
+    sizes.set(xlabel="weight", ylabel=f"size of a step (10{str(exponent).translate(_RAISED)} weight)")
+    sizes.set_ylim(bottom=0)
+    for axes in (trains, sizes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -8,8 +8,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from rapa_cli.analog.onesided import OneSidedUnitCell
+from rapa_cli.analog.steps import ConstantStepDevice, LinearStepDevice
+from rapa_cli.analysis.response import response
 from rapa_cli.errors import FileError
 from rapa_cli.report import figures
 
@@ -86,3 +90,36 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("", encoding="ascii")
     with pytest.raises(FileError, match="a file stands where a folder should be"):
         figures.write(figures.learning_curve(rows(2), "title"), tmp_path / "figures", "curve")
+
+
+def test_the_response_of_devices(tmp_path: Path) -> None:
+    found = response(LinearStepDevice(dw_min=0.02, gamma_up=0.5, gamma_down=0.5), torch.Generator().manual_seed(0))
+    paths = figures.write(figures.device_response(found, "My $ preset"), tmp_path, "response")
+    with Image.open(paths[0]) as picture:
+        assert min(picture.size) >= 500
+        assert np.asarray(picture.convert("L")).std() > 5, "something is drawn"
+    text = texts(paths[1])
+    assert found.after_up is not None
+    for part in (
+        "My $ preset",
+        f"pulses ({found.train:,} up, then as many down)",
+        "weight",
+        "size of a step",
+        "mean of all",
+        "10 to 90 % of all",
+        "without spread and noise",
+        "symmetry point at",
+        f"at their bounds: {100 * found.after_up.fraction:.0f} % after up",
+    ):
+        assert part in text
+
+
+def test_responses_without_some_parts(tmp_path: Path) -> None:
+    device, generator = ConstantStepDevice(dw_min=0.02), torch.Generator().manual_seed(0)
+    pair = response(OneSidedUnitCell(unit_cell_devices=(device, device)), generator)
+    stuck = response(device.model_copy(update={"corrupt_devices_prob": 1.0}), generator)
+    for name, found in (("pair", pair), ("stuck", stuck)):
+        figures.write(figures.device_response(found, name), tmp_path, name)
+    assert "symmetry point" not in texts(tmp_path / "pair.svg")
+    assert pair.note in texts(tmp_path / "pair.svg")
+    assert "all are stuck" in texts(tmp_path / "stuck.svg")
