@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rapa_cli.analog.device import PulsedDevice, State, load_into
 from rapa_cli.analog.kinds import AnyDevice
-from rapa_cli.analog.merged import MERGEABLE, apply_moments, moments
+from rapa_cli.analog.merged import MERGEABLE, Moments, apply_moments, moments
 from rapa_cli.analog.parameters import Compat, IOParameters, Mapping, UpdateParameters
 from rapa_cli.analog.periphery import Periphery, Reading, groups
 from rapa_cli.analog.update import Pairs
@@ -261,8 +261,35 @@ class AnalogBank:
                 begins = zip((first + start).tolist(), sizes, strict=True)
                 rows = torch.cat([torch.arange(begin, begin + n, device=x.device) for begin, n in begins])
                 of_x, of_d = x[rows], d[rows]
-            pulses = moments(of_x, of_d, sizes, lr, granularity, self.arrays.update, generator)
+            self.apply(moments(of_x, of_d, sizes, lr, granularity, self.arrays.update, generator), generator)
+
+    def apply(self, pulses: Moments, generator: torch.Generator) -> None:
+        """Changes all devices once, by a step with the moments of the pulses of a chunk of pairs."""
+        device = self.arrays.device
+        assert isinstance(device, PulsedDevice)
+        with torch.no_grad():
             apply_moments(device, self.devices, pulses, generator)
+
+    @property
+    def merges(self) -> bool:
+        """Whether chunks of pairs are applied together."""
+        return self.arrays.merge != 1 and not self.arrays.device.adds(self.arrays.update)
+
+    @property
+    def granularity(self) -> float:
+        """The step that update management counts in."""
+        device = self.arrays.device
+        assert isinstance(device, PulsedDevice)
+        return device.granularity(self.arrays.aihwkit_compat)
+
+    @property
+    def shown(self) -> Tensor:
+        """The weights as they are read; not a copy, where the devices keep them so."""
+        return self.arrays.device.weights(self.devices)
+
+    def lines(self, *, forward: bool) -> State:
+        """What is fixed for each line in one direction of reading."""
+        return (self._forward if forward else self._backward).state
 
     def after_step(self, generator: torch.Generator) -> None:
         """Decay and diffusion of the devices, once for each step of the optimizer."""

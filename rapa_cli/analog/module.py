@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rapa_cli.analog import passes
 from rapa_cli.analog.aware import InferenceArrays, aware_product
-from rapa_cli.analog.bank import Arrays
+from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.mapping import MappedBank, MappedReading
 from rapa_cli.analog.modifiers import ClipType
+from rapa_cli.analog.parameters import IOParameters, NoiseManagement
+from rapa_cli.analog.passes import NoiseKey, supports, supports_update
 from rapa_cli.analog.periphery import Periphery, product
-from rapa_cli.kernels import reference
+from rapa_cli.kernels import cpu, reference
+from rapa_cli.kernels.cpu import Work
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import Draw
+from rapa_cli.philox import Purpose, key_of
 
 # What of a layer's work a generator is for.
 _FORWARD, _BACKWARD, _UPDATE, _STEP, _MODIFIER = range(5)
@@ -87,6 +92,22 @@ class Call:
     def generator(self, part: int, place: torch.device) -> torch.Generator:
         """The generator of one part of the layer's work in this call."""
         return self.draw.generator(part, place)
+
+    def work(self, x: Tensor, out: int) -> Work:
+        """The patches sorted for the kernels."""
+        return Work.sized(self.assignment, self.geometry, tiles=self.tiles, out=out, channels=x.shape[1])
+
+    @functools.cached_property
+    def key(self) -> NoiseKey:
+        """The key of the noise that the kernels make."""
+        draws = torch.as_tensor(self.draw.draw).expand(self.draw.images.shape)
+        key = key_of(Purpose.ANALOG, self.draw.seed, self.draw.stream)
+        return NoiseKey(key, self.draw.layer, self.draw.images, draws)
+
+    def kernels(self, lines: Tensor) -> Tensor:
+        """What belongs to lines (tiles, out, lines) as kernels (tiles, out, C, kh, kw), without the bias."""
+        lines = lines[..., :-1] if self.bias else lines
+        return lines.reshape(*lines.shape[:2], *self.geometry.kernel, -1).permute(0, 1, 4, 2, 3)
 
     @property
     def _complete(self) -> bool:
@@ -151,19 +172,73 @@ class PulsedMatrices(nn.Module):
         self._waiting = []
         with torch.no_grad():
             for update in waiting:
-                call, place = update.call, update.x.device
-                rows, errors = call.rows(update.x), call.outputs(update.d)
-                self.bank.update(rows, errors, call.sizes, lr, call.generator(_UPDATE, place))
+                self._pulse(update, lr)
             if waiting:
                 self.bank.after_step(waiting[-1].call.generator(_STEP, waiting[-1].x.device))
 
-    def _gradients(self, call: Call, d: Tensor, reading: MappedReading) -> Tensor:
-        """The gradients of patches, (n, lines)."""
-        errors = call.outputs(d)
+    def _forward(self, x: Tensor, call: Call) -> tuple[Tensor, _Reading]:
+        """Reads all patches: images, and what the backward reading needs."""
+        bank = self._whole
+        io, _ = self._peripheries
+        if bank is not None and _in_c(x, call) and supports(io, bank.lines(forward=True), forward=True):
+            work = call.work(x, self._shape[1])
+            y, clipped = passes.forward(work, x, bank.shown, io, call.key, bias_line=call.bias)
+            return y, _Reading(work, clipped, None)
+        generator = call.generator(_FORWARD, x.device)
+        rows = self.bank.forward(call.rows(x), call.sizes, generator, noise=self.noise)
+        return call.images(rows.values), _Reading(None, None, rows)
+
+    def _backward(self, x: Tensor, d: Tensor, call: Call, reading: _Reading) -> Tensor:
+        """The gradients of images."""
+        bank, work = self._whole, reading.work
         if self.exact_gradients:
-            return product(errors, self.bank.get_weights().transpose(1, 2), call.sizes)
+            weights = self.bank.get_weights()
+            if work is not None:
+                gradient = cpu.backward(work, d, x, call.kernels(weights), wanted=(True, False, False))[0]
+                assert gradient is not None
+                return gradient
+            return call.folded(product(call.outputs(d), weights.transpose(1, 2), call.sizes), x.shape)
+        _, io = self._peripheries
+        if work is not None and bank is not None and supports(io, bank.lines(forward=False), forward=False):
+            return passes.backward(
+                work, d, bank.shown, io, call.key,
+                channels=x.shape[1], bias_line=call.bias, clipped=reading.clipped,
+            )  # fmt: skip
+        rows = reading.rows
+        if rows is None:
+            # Only the forward reading was one for the kernels.
+            rows = self.bank.forward(call.rows(x), call.sizes, call.generator(_FORWARD, x.device), noise=self.noise)
         generator = call.generator(_BACKWARD, d.device)
-        return self.bank.backward(errors, call.sizes, generator, reading, noise=self.noise)
+        return call.folded(self.bank.backward(call.outputs(d), call.sizes, generator, rows, noise=self.noise), x.shape)
+
+    def _pulse(self, update: _Update, lr: float) -> None:
+        """Gives the arrays the pulses of one backward pass."""
+        call, bank, work = update.call, self._whole, update.work
+        generator = call.generator(_UPDATE, update.x.device)
+        if bank is None or work is None or not bank.merges or not supports_update(self.arrays.update):
+            self.bank.update(call.rows(update.x), call.outputs(update.d), call.sizes, lr, generator)
+            return
+        largest = max(call.sizes)
+        chunks = -(-largest // self.arrays.merge) if self.arrays.merge else 1
+        for number in range(chunks):
+            pulses = passes.moments(
+                work, update.x, update.d, lr, bank.granularity, self.arrays.update,
+                bias_line=call.bias, chunk=(number, chunks),
+            )  # fmt: skip
+            bank.apply(pulses, generator)
+
+    @property
+    def _whole(self) -> AnalogBank | None:
+        """The arrays, where no matrix is split, and neither weights nor inputs are scaled."""
+        mapping = self.arrays.mapping
+        plain = len(self.bank.banks) == 1 and mapping.weight_scaling_omega <= 0 and mapping.input_range <= 0
+        return self.bank.banks[0] if plain else None
+
+    @property
+    def _peripheries(self) -> tuple[IOParameters, IOParameters]:
+        """What lies around the arrays in forward and in backward readings."""
+        io = self.arrays.forward, self.arrays.backward
+        return io if self.noise else (io[0].quiet(), io[1].quiet())
 
     def _watch(self) -> None:
         """Has the pulses of a backward pass wait once it has reached the parameter, not one of inputs alone."""
@@ -230,16 +305,25 @@ class _Update:
     call: Call
     x: Tensor
     d: Tensor
+    work: Work | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a forward reading leaves for the backward one: of the kernels the first two, else the third."""
+
+    work: Work | None
+    clipped: Tensor | None
+    rows: MappedReading | None
 
 
 class _PulsedRead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, pulses: Tensor, matrices: PulsedMatrices, call: Call) -> Tensor:
-        generator = call.generator(_FORWARD, x.device)
-        reading = matrices.bank.forward(call.rows(x), call.sizes, generator, noise=matrices.noise)
+        y, ctx.reading = matrices._forward(x, call)
         ctx.save_for_backward(x)
-        ctx.matrices, ctx.call, ctx.reading = matrices, call, reading
-        return call.images(reading.values)
+        ctx.matrices, ctx.call = matrices, call
+        return y
 
     @staticmethod
     @once_differentiable
@@ -248,9 +332,9 @@ class _PulsedRead(torch.autograd.Function):
         matrices, call = ctx.matrices, ctx.call
         to_x = to_pulses = None
         if ctx.needs_input_grad[0]:
-            to_x = call.folded(matrices._gradients(call, d, ctx.reading), x.shape)
+            to_x = matrices._backward(x, d, call, ctx.reading)
         if ctx.needs_input_grad[1]:
-            matrices._candidates.append(_Update(call, x, d))
+            matrices._candidates.append(_Update(call, x, d, ctx.reading.work))
             to_pulses = d.new_ones(())
         return to_x, to_pulses, None, None
 
@@ -385,9 +469,58 @@ class _InRange(torch.autograd.Function):
 
 def _aware_images(x: Tensor, weights: Tensor, periphery: Periphery, call: Call) -> Tensor:
     """`aware_product` of the patches of images."""
+    io = periphery.io
+    by_vector = (NoiseManagement.MAX, NoiseManagement.ABS_MAX_NP_SUM, NoiseManagement.AVERAGE_ABS_MAX)
+    # The kernels' gradients are for inputs that are cut the same in all patches, or not at all.
+    cut_alike = io.noise_management not in by_vector and (
+        io.nm_thres <= 0 or io.noise_management is NoiseManagement.CONSTANT
+    )
+    if cut_alike and _in_c(x, call) and supports(io, periphery.state, forward=True):
+        y: Tensor = _AwareImages.apply(x, weights, io, call)
+        return y
     generator = call.generator(_FORWARD, x.device)
     rows: Tensor = _Rows.apply(x, call)
     return call.images(aware_product(rows, weights, call.sizes, periphery, generator))
+
+
+def _in_c(x: Tensor, call: Call) -> bool:
+    """Whether images are such that the kernels can read them."""
+    return x.is_cpu and x.dtype == torch.float32 and len(x) > 0 and cpu.available() and cpu.fits(x, call.geometry)
+
+
+class _AwareImages(torch.autograd.Function):
+    """Reads by the kernels; gradients are those of the plain product, 0 where a converter clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, io: IOParameters, call: Call) -> Tensor:
+        ctx.work, ctx.io, ctx.call = call.work(x, weights.shape[1]), io, call
+        y, ctx.clipped = passes.forward(ctx.work, x, weights, io, call.key, bias_line=call.bias)
+        ctx.save_for_backward(x, weights)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weights), d, io, call = ctx.saved_tensors, gradients[0] * ctx.io.out_scale, ctx.io, ctx.call
+        if ctx.clipped is not None:
+            images = ctx.clipped.view(len(d), *d.shape[2:], d.shape[1]).permute(0, 3, 1, 2)
+            d = torch.where(images.bool(), 0.0, d)
+        # What the DAC could give.
+        most = torch.inf
+        if io.inp_bound > 0 and io.noise_management is not NoiseManagement.ABS_MAX:
+            constant = io.noise_management is NoiseManagement.CONSTANT and io.nm_thres > 0
+            most = io.inp_bound * (io.nm_thres if constant else 1.0)
+        seen = x.clamp(-most, most) if most < torch.inf else x
+        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[1] and call.bias
+        to_x, to_kernels, to_bias = cpu.backward(ctx.work, d, seen, call.kernels(weights), wanted=wanted)
+        if to_x is not None and seen is not x:
+            to_x = torch.where(seen == x, to_x, 0.0)
+        if to_kernels is None:
+            return to_x, None, None, None
+        lines = to_kernels.permute(0, 1, 3, 4, 2).flatten(2)
+        if to_bias is not None:
+            lines = torch.cat([lines, min(1.0, most) * to_bias[:, :, None]], 2)
+        return to_x, lines, None, None
 
 
 class _Rows(torch.autograd.Function):
