@@ -390,7 +390,7 @@ def _converter(step: float, bound: float) -> str:
 
 def _response_rows(found: Response) -> list[tuple[str, str]]:
     """What the pulses showed."""
-    rows = [("response", f"{found.cells} new cross-points, {found.train:,} pulses up from weight 0, then as many down")]
+    rows = [("response", f"{found.cells} new cross-points: {found.train:,} pulses up from 0, then as many down")]
     if found.note:
         rows.append(("of", found.note))
     point = "no point of it: steps up and down are of one size nowhere, or everywhere"
