@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rapa_cli import config
+from rapa_cli.analog import presets
+from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays
+from rapa_cli.analog.bank import Arrays
 from rapa_cli.kernels import reference
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import draws
@@ -23,9 +26,11 @@ from rapa_cli.layers.network import build, patches_per_layer, resolve
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import partition_in_torch
 from rapa_cli.training.schedule import optimizer
+from rapa_cli.training.sgd import AnalogSGD
 
 SHAPE = (3, 32, 32)
 _CLASSES = 10
+_RATE = 0.01
 # A contender whose round takes longer is left out of further rounds.
 _PATIENCE_SECONDS = 2.0
 
@@ -37,7 +42,7 @@ class Row:
     """One contender in one setting.
 
     Attributes:
-        what: "layers" or "training step".
+        what: "layers", "training step" or "arrays".
         tiles: of each convolution.
         batch: images.
         contender: its name.
@@ -87,6 +92,41 @@ def training_step(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]
         "plain torch": _plain_step(batch),
     }
     return _rows("training step", tuple(tiles), batch, contenders, ("none",), rounds)
+
+
+def arrays(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
+    """Forward, backward and update of the convolutions of `full`, on arrays of several kinds.
+
+    The ordinary ones are `nn.Conv2d` with `torch.optim.SGD` in both memory formats, and each round counts the faster.
+    Of arrays that learn by pulses the time may depend on how large gradients are, so that two sizes are measured.
+    """
+    sizes, small, large = _sizes(), 1e-4, 1e-2
+
+    def on(kind: Arrays | InferenceArrays | None, errors: float) -> Step:
+        modules: list[nn.Module] = [
+            TiledConv2d(c, out, k, padding=p, tiles=count, scheme="random", arrays=kind)
+            for count, (c, out, k, p, _) in zip(tiles, sizes, strict=True)
+        ]
+        return _together(
+            modules, sizes, batch, torch.channels_last, AnalogSGD(nn.ModuleList(modules), lr=_RATE), errors
+        )
+
+    def ordinary(memory: torch.memory_format) -> Step:
+        modules = [nn.Conv2d(c, out, k, padding=p) for c, out, k, p, _ in sizes]
+        sgd = torch.optim.SGD(nn.ModuleList(modules).parameters(), lr=_RATE)
+        return _together(modules, sizes, batch, memory, sgd, small)
+
+    contenders = {
+        "conv NCHW": ordinary(torch.contiguous_format),
+        "conv NHWC": ordinary(torch.channels_last),
+        "ideal": on(None, small),
+    }
+    for name in ("Idealized", "ReRamES"):
+        for errors in (small, large):
+            contenders[f"{name}, gradients {errors:g}"] = on(presets.preset(name), errors)
+    contenders["inference"] = on(InferenceArrays(), small)
+    contenders["StandardHWATraining"] = on(STANDARD_HWA, small)
+    return _rows("arrays", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds)
 
 
 def weight_traffic(tiles: Sequence[int], *, rounds: int) -> float:
@@ -168,13 +208,19 @@ def _together(
     sizes: Sequence[tuple[int, int, int, int, int]],
     batch: int,
     memory: torch.memory_format,
+    sgd: torch.optim.Optimizer | None = None,
+    size: float = 1.0,
 ) -> Step:
-    """A step through all layers, each on its own random input; the first one's input, the image, needs no gradient."""
+    """A step through all layers, each on its own random input; the first one's input, the image, needs no gradient.
+
+    With an optimizer its step is a part of this one; `size` is the standard deviation of the outputs' gradients.
+    """
     inputs, errors = [], []
     for number, (channels, out, _, _, side) in enumerate(sizes):
-        x = torch.randn(batch, channels, side, side).contiguous(memory_format=memory)
-        inputs.append(x.requires_grad_(number > 0))
-        errors.append(torch.randn(batch, out, side, side).contiguous(memory_format=memory))
+        # What follows a ReLU is not negative.
+        x = torch.randn(batch, channels, side, side).clamp_min(0.0 if number else -torch.inf)
+        inputs.append(x.contiguous(memory_format=memory).requires_grad_(number > 0))
+        errors.append(size * torch.randn(batch, out, side, side).contiguous(memory_format=memory))
     holder = nn.ModuleList(modules)
     ids = torch.arange(batch)
 
@@ -184,6 +230,8 @@ def _together(
             for layer, x, error in zip(modules, inputs, errors, strict=True):
                 x.grad = None
                 layer(x).backward(error)
+        if sgd is not None:
+            sgd.step()
 
     return step
 

@@ -15,6 +15,7 @@ from rapa_cli.errors import commas
 if TYPE_CHECKING:
     from rapa_cli.analysis.benchmark import Row
 
+_TILES_ON_ARRAYS = ("1,1,1", "16,4,1", "128,32,8")
 _TILES = ("1,1,1", "4,1,1", "16,4,1", "64,16,4", "128,32,8", "256,64,16", "1024,256,64")
 
 
@@ -27,6 +28,9 @@ def bench(
     ] = None,
     batch: Annotated[str, typer.Option("--batch-size", metavar="LIST", help="Images of a step.")] = "10,100",
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each contender has its turn.")] = 15,
+    arrays: Annotated[
+        bool, typer.Option("--arrays", help="Measure layers on analog arrays instead, their updates counted in.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default=False, help="Folder for bench.png and bench.svg.")
     ] = None,
@@ -38,9 +42,12 @@ def bench(
     Forward and backward of the three layers of `full` alone, and its whole training step. Ratios are medians over the
     rounds; those of the layers are to `nn.Conv2d` in its faster memory format.
 
+    With --arrays the three layers are trained on arrays: ideal ones, Idealized (constant steps) and ReRamES (steps that
+    depend on the state) with small and with large gradients, and inference arrays in hardware-aware training.
+
     Example: rapa bench --tiles 16,4,1 --tiles 1024,256,64 --out figures
     """
-    settings = [options.parse_tiles(text) for text in tiles or _TILES]
+    settings = [options.parse_tiles(text) for text in tiles or (_TILES_ON_ARRAYS if arrays else _TILES)]
     batches = options.parse_tiles(batch, "--batch-size")
     # The profiler that measures the memory would otherwise talk on standard error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -53,21 +60,24 @@ def bench(
     compute_device("cpu", threads)
     for counts in settings:
         resolve(benchmark.definition(), benchmark.SHAPE, scheme="random", tiles=counts)
+    measures = (benchmark.arrays,) if arrays else (benchmark.layers, benchmark.training_step)
     rows: list[Row] = []
     traffic: dict[str, float] = {}
     with console.progress() as bar:
-        task = bar.add_task("measuring", total=2 * len(settings) * len(batches))
+        task = bar.add_task("measuring", total=len(measures) * len(settings) * len(batches))
         for counts in settings:
             traffic[commas(counts)] = benchmark.weight_traffic(counts, rounds=rounds)
             for images in batches:
-                for measure in (benchmark.layers, benchmark.training_step):
+                for measure in measures:
                     rows += measure(counts, images, rounds=rounds)
                     bar.advance(task)
     import torch
 
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     document = {
         "kernel": kernels().reason,
         "threads": torch.get_num_threads(),
+        "load": load,
         "rounds": rounds,
         "weight_traffic_ms": traffic,
         "rows": [
@@ -91,6 +101,11 @@ def bench(
         console.print_json(document)
         return
     _show(document, rows)
+
+
+def _load(document: dict[str, Any]) -> str:
+    load = document["load"]
+    return "" if load is None else f"load of the machine over the last minute {load:.1f}\n"
 
 
 def _show(document: dict[str, Any], rows: list[Row]) -> None:
@@ -117,6 +132,7 @@ def _show(document: dict[str, Any], rows: list[Row]) -> None:
     console.out().print(
         f"medians of {document['rounds']} rounds on {document['threads']} threads; ratios to the faster nn.Conv2d of "
         "each round, or to scheme none; MB in use at most during a step beyond what was before it\n"
+        f"{_load(document)}"
         f"kernel: {document['kernel']}",
         markup=False,
     )
