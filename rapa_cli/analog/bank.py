@@ -9,12 +9,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.device import PulsedDevice, State, load_into
+from rapa_cli.analog.device import PulsedBase, PulsedDevice, State, load_into
 from rapa_cli.analog.kinds import AnyDevice
-from rapa_cli.analog.merged import MERGEABLE, Moments, apply_moments, moments
+from rapa_cli.analog.merged import MERGEABLE, Chunk, Moments, apply_moments
 from rapa_cli.analog.parameters import Compat, IOParameters, Mapping, UpdateParameters
 from rapa_cli.analog.periphery import Periphery, Reading, groups
-from rapa_cli.analog.update import Pairs
+from rapa_cli.analog.update import Batch
 from rapa_cli.config import Frozen
 
 # Outputs from this fraction of the bound on lose their gradient in aihwkit.
@@ -30,7 +30,7 @@ class Arrays(Frozen):
         backward: the periphery in a reading with the matrix transposed; its bound management is never used.
         update: how weights are changed.
         merge: vector pairs of a tile that are applied together; 1 is the exact update, 0 takes a whole batch. See
-            `merged` for what then differs; only for single devices and stochastic pulses.
+            `merged` for what then differs; only for stochastic pulses.
         mapping: how matrices are put on arrays, for what is larger than one; a bank itself is not split.
         aihwkit_compat: imitates the faults of one of aihwkit's back ends, "rpucuda" or "torch".
     """
@@ -47,12 +47,9 @@ class Arrays(Frozen):
     def _works_together(self) -> Self:
         self.device.check(self.update)
         exact = self.device.adds(self.update)
-        if self.merge != 1 and not exact:
-            if not isinstance(self.device, PulsedDevice):
-                raise ValueError(f"merge: got {self.merge}, for cells of several devices allowed is 1")
-            if self.update.pulse_type not in MERGEABLE:
-                kinds = ", ".join(MERGEABLE)
-                raise ValueError(f"merge: got {self.merge}, allowed is 1, or stochastic pulses ({kinds})")
+        if self.merge != 1 and not exact and not self.device.merges(self.update):
+            kinds = ", ".join(MERGEABLE)
+            raise ValueError(f"merge: got {self.merge}, allowed is 1, or stochastic pulses ({kinds})")
         return self
 
 
@@ -208,7 +205,7 @@ class AnalogBank:
         In each tile the pairs are applied one at a time, in the order of their rows; tiles are independent of each
         other, so that the i-th pairs of all tiles are computed together. With `merge` chunks of so many pairs take the
         place of single ones. Where updates are exact products (ideal devices, `pulse_type` NONE) the batch is summed
-        first.
+        first; so are, in mixed precision, the pairs between two transfers.
 
         Args:
             x: inputs (N, in), in the order of tiles.
@@ -234,52 +231,43 @@ class AnalogBank:
                 parts = zip(groups(d, sizes), groups(x, sizes), strict=True)
                 device.add(self.devices, torch.stack([-lr * (of_d.T @ of_x) for of_d, of_x in parts]), generator)
                 return
-            counts = torch.tensor(sizes, device=x.device)
-            first = counts.cumsum(0) - counts
-            if self.arrays.merge != 1:
-                self._update_merged(x, d, counts, first, lr, generator)
-                return
-            for i in range(max(sizes, default=0)):
-                tiles = (counts > i).nonzero()[:, 0]
-                rows = first[tiles] + i
-                pairs = Pairs(tiles, x[rows], d[rows], counts[tiles])
-                device.update(self.devices, pairs, lr, update, generator, self.arrays.aihwkit_compat)
+            batch = Batch(x, d, torch.tensor(sizes, device=x.device))
+            compat = self.arrays.aihwkit_compat
+            device.update_all(self.devices, batch, lr, update, self.arrays.merge, generator, compat)
 
-    def _update_merged(
-        self, x: Tensor, d: Tensor, counts: Tensor, first: Tensor, lr: float, generator: torch.Generator
-    ) -> None:
-        """Applies chunks of pairs, the n-th of each tile together."""
-        device, largest = self.arrays.device, int(counts.max())
-        assert isinstance(device, PulsedDevice)
-        size = self.arrays.merge or max(largest, 1)
-        granularity = device.granularity(self.arrays.aihwkit_compat)
-        for start in range(0, largest, size):
-            sizes = (counts - start).clamp(0, size).tolist()
-            if sizes == counts.tolist():
-                of_x, of_d = x, d
-            else:
-                begins = zip((first + start).tolist(), sizes, strict=True)
-                rows = torch.cat([torch.arange(begin, begin + n, device=x.device) for begin, n in begins])
-                of_x, of_d = x[rows], d[rows]
-            self.apply(moments(of_x, of_d, sizes, lr, granularity, self.arrays.update, generator), generator)
+    def apply(self, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
+        """Changes all devices once, by a step with the moments of the pulses of a chunk of pairs.
 
-    def apply(self, pulses: Moments, generator: torch.Generator) -> None:
-        """Changes all devices once, by a step with the moments of the pulses of a chunk of pairs."""
+        Args:
+            pulses: made with the learning rate `rate(lr)` and `granularity`.
+            generator: for the step, and for what cells do after it.
+            chunk: which pairs these are; needed by cells of several devices, which count them.
+
+        Raises:
+            ValueError: these devices are not updated by moments, or there is no chunk for cells.
+        """
         device = self.arrays.device
-        assert isinstance(device, PulsedDevice)
+        if not device.merges(self.arrays.update) or device.rate(1.0) is None:
+            raise ValueError("pulses: the devices of these arrays take no moments of pulses; use `update`")
         with torch.no_grad():
-            apply_moments(device, self.devices, pulses, generator)
+            apply_moments(device, self.devices, pulses, generator, chunk)
+
+    def rate(self, lr: float) -> float | None:
+        """The learning rate of the pulses that `apply` takes; None where only `update` can change the weights."""
+        device, merged = self.arrays.device, self.arrays.merge != 1
+        by_moments = merged and not device.adds(self.arrays.update) and device.merges(self.arrays.update)
+        return device.rate(lr) if by_moments else None
 
     @property
     def merges(self) -> bool:
-        """Whether chunks of pairs are applied together."""
-        return self.arrays.merge != 1 and not self.arrays.device.adds(self.arrays.update)
+        """Whether chunks of pairs are applied together by the moments of their pulses alone."""
+        return isinstance(self.arrays.device, PulsedDevice) and self.rate(1.0) is not None
 
     @property
     def granularity(self) -> float:
         """The step that update management counts in."""
         device = self.arrays.device
-        assert isinstance(device, PulsedDevice)
+        assert isinstance(device, PulsedBase)
         return device.granularity(self.arrays.aihwkit_compat)
 
     @property

@@ -10,8 +10,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.device import Device, Shape, State, addresses
-from rapa_cli.analog.noise import uniform
+from rapa_cli.analog.device import PulsedBase, Shape, State, addresses
+from rapa_cli.analog.merged import Chunk, Moments
+from rapa_cli.analog.noise import gauss, uniform
 from rapa_cli.analog.parameters import Compat, Named, PulseType, UpdateParameters
 from rapa_cli.analog.steps import AnyPulsed
 from rapa_cli.analog.update import Pairs, coincidences
@@ -26,7 +27,7 @@ class UpdatePolicy(Named):
     SINGLE_RANDOM = "SingleRandom"
 
 
-class Cell(Device, abc.ABC):
+class Cell(PulsedBase, abc.ABC):
     """Devices whose weighted sum is the weight.
 
     State: `weight`; the tensors of device k with "k." before their names; `updates`, int64 (tiles,), the vector pairs
@@ -155,6 +156,82 @@ class VectorUnitCell(Cell):
             device.pulse(part(state, str(k)), *addresses(due, tiles), generator)
         state["updates"][tiles] += 1
         self.combine(state)
+
+    def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
+        """Divides the pulses of a chunk among the devices, as pairs of vectors take turns.
+
+        The number of pulses of each cross-point is drawn once, as the devices of a cell share it. With ALL each device
+        gets all of them. In turns each gets its share, and what chance makes of it as if every pulse went to a device
+        by itself; in truth all pulses of a pair go to the same one. The weight has the exact mean and, up to the
+        differences between devices of a cell, variance; that of a single device lacks s (1 - s) times the sum of
+        squares of the pairs' mean numbers of pulses, s its share, little as long as a pair makes less than a pulse.
+        """
+        counted, devices, policy = required(chunk), self.unit_cell_devices, self.update_policy
+        if policy is UpdatePolicy.SINGLE_FIXED:
+            k = self.first_update_idx
+            devices[k].shift(part(state, str(k)), pulses, generator)
+        elif policy is UpdatePolicy.ALL:
+            excess = pulses.excess(generator)
+            for k, device in enumerate(devices):
+                device.shift(part(state, str(k)), pulses, generator, excess)
+        else:
+            shares = self._shares(state, counted.pairs)
+            up, down = (
+                _divided(mean, excess, shares, generator)
+                for mean, excess in zip((pulses.up, pulses.down), pulses.excess(generator), strict=True)
+            )
+            for k, device in enumerate(devices):
+                share = Moments(*(shares[k] * values for values in pulses))
+                device.shift(part(state, str(k)), share, generator, (up[k], down[k]))
+            self._take_turns(state, counted.pairs, generator)
+        state["updates"] += counted.pairs
+        self.combine(state)
+
+    def _shares(self, state: State, pairs: Tensor) -> list[Tensor]:
+        """Which part of so many pairs each device is updated by, (tiles, 1, 1) each."""
+        devices = len(self.unit_cell_devices)
+        if self.update_policy is UpdatePolicy.SINGLE_RANDOM:
+            return [torch.full((len(pairs), 1, 1), 1 / devices, device=pairs.device)] * devices
+        shares = []
+        for k in range(devices):
+            # Its first turn is that of this pair, counted from 1.
+            turn = (k - state["turn"] - 1) % devices + 1
+            times = (pairs - turn + devices) // devices
+            shares.append((times / pairs.clamp_min(1)).float()[:, None, None])
+        return shares
+
+    def _take_turns(self, state: State, pairs: Tensor, generator: torch.Generator) -> None:
+        devices = len(self.unit_cell_devices)
+        if self.update_policy is UpdatePolicy.SINGLE_SEQUENTIAL:
+            state["turn"].copy_((state["turn"] + pairs) % devices)
+        else:
+            chance = uniform(torch.empty(len(pairs), device=pairs.device), generator)
+            last = (chance * devices).long().clamp_max(devices - 1)
+            state["turn"].copy_(torch.where(pairs > 0, last, state["turn"]))
+
+
+def _divided(mean: Tensor, excess: Tensor, shares: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """What each device's number of pulses exceeds its share of the mean by, where every pulse goes to one of them."""
+    chances = [(mean * share).sqrt() * gauss(mean, generator) for share in shares]
+    together = sum(chances[1:], chances[0])
+    return [chance + share * (excess - together) for chance, share in zip(chances, shares, strict=True)]
+
+
+def required(chunk: Chunk | None) -> Chunk:
+    """The chunk, which cells must know.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if chunk is None:
+        raise ValueError("chunk: got none, cells of several devices count the pairs of a chunk")
+    return chunk
+
+
+def times_due(before: Tensor, pairs: Tensor, every: Tensor) -> Tensor:
+    """How often it is time within so many pairs after `before` ones, once every so many (0 is never), int64 (m,)."""
+    often = every.clamp_min(1)
+    return torch.where(every > 0, (before + pairs) // often - before // often, 0)
 
 
 def named(state: State, prefix: str) -> State:

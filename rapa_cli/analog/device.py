@@ -7,15 +7,17 @@ independently at construction and changed in place. Spreads are those of aihwkit
 from __future__ import annotations
 
 import abc
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rapa_cli.analog.merged import MERGEABLE, Chunk, Moments, moments
 from rapa_cli.analog.noise import drawn, gauss, uniform
 from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters
-from rapa_cli.analog.update import Pairs, coincidences
+from rapa_cli.analog.update import Batch, Pairs, coincidences
 from rapa_cli.config import Frozen
 
 State = dict[str, Tensor]
@@ -50,6 +52,45 @@ class Device(Frozen, abc.ABC):
         compat: Compat = None,
     ) -> None:
         """Changes the weights by -lr d x^T for one pair of vectors of each tile, as the devices do it."""
+
+    def update_all(
+        self,
+        state: State,
+        batch: Batch,
+        lr: float,
+        update: UpdateParameters,
+        merge: int,
+        generator: torch.Generator,
+        compat: Compat = None,
+    ) -> None:
+        """Changes the weights for all pairs: one after the other, or `merge` of each tile together, 0 for all."""
+        del merge
+        for number in range(batch.longest):
+            self.update(state, batch.pairs(number), lr, update, generator, compat)
+
+    def merges(self, update: UpdateParameters) -> bool:
+        """Whether chunks of vector pairs can be applied together."""
+        del update
+        return False
+
+    def rate(self, lr: float) -> float | None:
+        """The learning rate of the pulses that `apply` takes; None where it takes none."""
+        del lr
+        return None
+
+    def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
+        """Changes all devices once, by a step with the moments of the pulses of a chunk of pairs.
+
+        Args:
+            state: the bank's devices, changed in place.
+            pulses: made with `rate`.
+            generator: for the step and what follows from it.
+            chunk: which pairs these are; only cells need it.
+
+        Raises:
+            NotImplementedError: these devices take no moments.
+        """
+        raise NotImplementedError
 
     def adds(self, update: UpdateParameters) -> bool:
         """Whether an update is the exact product, so that a whole batch can be summed and given to `add`."""
@@ -126,7 +167,62 @@ class IdealDevice(Device):
             state["weight"] += self.diffusion * gauss(state["weight"], generator)
 
 
-class PulsedDevice(Device):
+class PulsedBase(Device, abc.ABC):
+    """What is updated by pulses: a device, or a cell of several."""
+
+    @abc.abstractmethod
+    def granularity(self, compat: Compat = None) -> float:
+        """The typical step at w = 0, which update management counts in."""
+
+    def update_all(
+        self,
+        state: State,
+        batch: Batch,
+        lr: float,
+        update: UpdateParameters,
+        merge: int,
+        generator: torch.Generator,
+        compat: Compat = None,
+    ) -> None:
+        """Changes the weights for all pairs: one after the other, or `merge` of each tile together, 0 for all."""
+        if merge == 1:
+            super().update_all(state, batch, lr, update, merge, generator, compat)
+            return
+        size = merge or max(batch.longest, 1)
+        for start in range(0, batch.longest, size):
+            counts = (batch.counts - start).clamp(0, size)
+            x, d = batch.part(torch.full_like(counts, start), counts)
+            sizes = counts.tolist()
+            d, rate = self.rated(state, x, d, sizes, lr, update, compat)
+            pulses = moments(x, d, sizes, rate, self.granularity(compat), update, generator)
+            self.apply(state, pulses, generator, Chunk(counts, batch.counts, lr, compat))
+
+    def merges(self, update: UpdateParameters) -> bool:
+        """With stochastic pulses."""
+        return update.pulse_type in MERGEABLE
+
+    def rate(self, lr: float) -> float | None:
+        """The learning rate of the pulses that `apply` takes; None where every pair has one of its own."""
+        return lr
+
+    def rated(
+        self,
+        state: State,
+        x: Tensor,
+        d: Tensor,
+        sizes: Sequence[int],
+        lr: float,
+        update: UpdateParameters,
+        compat: Compat = None,
+    ) -> tuple[Tensor, float]:
+        """Gradients and learning rate that the pulses of a chunk of pairs are made with."""
+        del state, x, sizes, update, compat
+        rate = self.rate(lr)
+        assert rate is not None
+        return d, rate
+
+
+class PulsedDevice(PulsedBase):
     """A device that changes by steps, with spreads between devices and between its own steps.
 
     With xi independent N(0, 1): bounds b = w (1 + w_dtod xi); steps up = dw_min (min(up_down, 0) + gain + rho) and
@@ -205,7 +301,7 @@ class PulsedDevice(Device):
         """
 
     def granularity(self, compat: Compat = None) -> float:
-        """The typical step at w = 0, which update management counts in."""
+        """The typical step at w = 0, which update management counts in: `dw_min`."""
         del compat
         return self.dw_min
 
@@ -326,6 +422,49 @@ class PulsedDevice(Device):
         counts = coincidences(pairs.x, pairs.d, lr, self.granularity(compat), update, generator)
         self.pulse(state, *addresses(counts, pairs.tiles), generator)
 
+    def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
+        """Changes each device once, by a Gaussian step with the moments of all its pulses.
+
+        With f the step at the present weight and c what its noise xi is multiplied by: the mean is n_up f_up + n_down
+        f_down, the variance v_up f_up^2 + v_down f_down^2 + sigma^2 (n_up c_up^2 + n_down c_down^2).
+        """
+        del chunk
+        self.shift(state, pulses, generator)
+
+    def shift(
+        self,
+        state: State,
+        pulses: Moments,
+        generator: torch.Generator,
+        excess: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Does what `apply` does, with numbers of pulses that were drawn already.
+
+        Args:
+            state: the bank's devices.
+            pulses: moments of the numbers of pulses.
+            generator: for the step and for write noise.
+            excess: what the numbers of pulses up and down exceed their means by, where several devices share that.
+        """
+        kept = _kept(state)
+        change, variance = torch.zeros_like(kept), torch.zeros_like(kept)
+        for upwards, count, spread in (
+            (True, pulses.up, pulses.up_variance),
+            (False, pulses.down, pulses.down_variance),
+        ):
+            direction = torch.full_like(kept, upwards, dtype=torch.bool)
+            step = self.step(kept, direction, state, 0.0)
+            if excess is None:
+                change += count * step
+                variance += spread * step**2
+            else:
+                change += (count + excess[0 if upwards else 1]) * step
+            if self.dw_min_std > 0:
+                noise = self.step(kept, direction, state, 1.0) - step
+                variance += count * (self.dw_min_std * noise) ** 2
+        kept.copy_(self.within(kept + change + variance.sqrt() * gauss(kept, generator), state))
+        self.show(state, generator)
+
     def adds(self, update: UpdateParameters) -> bool:
         """Only without pulses and without bounds: NONE."""
         return update.pulse_type is PulseType.NONE
@@ -380,6 +519,53 @@ def addresses(counts: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
     """
     pair, row, column = counts.nonzero(as_tuple=True)
     return (tiles[pair] * counts.shape[1] + row) * counts.shape[2] + column, counts[pair, row, column]
+
+
+def pulse_lines(
+    device: Pulsable,
+    state: State,
+    shape: Shape,
+    tiles: Tensor,
+    lines: Tensor,
+    change: Tensor,
+    lr: float,
+    update: UpdateParameters,
+    generator: torch.Generator,
+    compat: Compat = None,
+    *,
+    columns: bool,
+) -> None:
+    """Changes columns or rows of some tiles by lr times `change`: each is an array with one line of its own.
+
+    Args:
+        device: what the devices are.
+        state: those of the bank.
+        shape: (tiles, out, in).
+        tiles: whose lines, int64 (m,).
+        lines: which columns or rows, int64 (m,); no line of a tile twice.
+        change: (m, out) of columns, (m, in) of rows.
+        lr: learning rate.
+        update: its parameters, with pulses.
+        generator: for pulse trains and steps.
+        compat: the granularity that pulses are counted in.
+        columns: whether these are columns, and not rows.
+    """
+    ones, granularity = torch.ones_like(change[:, :1]), device.granularity(compat)
+    x, d = (ones, -change) if columns else (change, -ones)
+    counts = coincidences(x, d, lr, granularity, update, generator).flatten(1)
+    line, across = counts.nonzero(as_tuple=True)
+    row, column = (across, lines[line]) if columns else (lines[line], across)
+    device.pulse(state, (tiles[line] * shape[1] + row) * shape[2] + column, counts[line, across], generator)
+
+
+class Pulsable(Protocol):
+    """A device, or a pair of them, that can be given pulses one by one."""
+
+    def granularity(self, compat: Compat = None) -> float:
+        """The step that pulses are counted in."""
+
+    def pulse(self, state: State, where: Tensor, counts: Tensor, generator: torch.Generator) -> None:
+        """Gives devices their pulses; see `PulsedDevice.pulse`."""
 
 
 def load_into(state: State, other: State) -> None:

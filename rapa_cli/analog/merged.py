@@ -8,21 +8,33 @@ What is exact and what is not:
 - Devices of one line are independent; in the exact update they share pulse trains, and are correlated.
 - Steps that depend on the weight have the size that they have at the beginning of the chunk, and bounds apply at its
   end. The error grows with the change of a chunk, relative to the range over which steps change.
+
+Of cells of several devices:
+
+- One-sided pairs: each device gets the pulses of its direction; a refresh that falls due comes at the end of the chunk.
+- Vector cells: the number of pulses of a cross-point is drawn once and divided among the devices that take turns, as if
+  every pulse went to one of them by itself; see `VectorUnitCell.apply`.
+- Tiki-Taka: a chunk is applied to the fast device; then come the transfers that fall due in it, in their order. With
+  whole batches, and transfers after whole batches, this is the exact order; where every pair is followed by a transfer,
+  each is moved back by less than a chunk.
+- Mixed precision accumulates products digitally; its update is exact, and never one pair after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rapa_cli.analog.device import PulsedDevice, State
 from rapa_cli.analog.noise import gauss, rounded
-from rapa_cli.analog.parameters import PulseType, UpdateParameters, step_of
+from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters, step_of
 from rapa_cli.analog.periphery import groups
 from rapa_cli.analog.update import scales
+
+if TYPE_CHECKING:
+    from rapa_cli.analog.device import Device, State
 
 MERGEABLE = (PulseType.STOCHASTIC_COMPRESSED, PulseType.STOCHASTIC)
 
@@ -34,6 +46,33 @@ class Moments(NamedTuple):
     down: Tensor
     up_variance: Tensor
     down_variance: Tensor
+
+    def excess(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws what the numbers of pulses up and down exceed their means by."""
+        up = self.up_variance.sqrt() * gauss(self.up, generator)
+        return up, self.down_variance.sqrt() * gauss(self.down, generator)
+
+    def one_sided(self, *, upwards: bool) -> Moments:
+        """The pulses of one direction, as pulses upwards."""
+        none = torch.zeros_like(self.up)
+        count, variance = (self.up, self.up_variance) if upwards else (self.down, self.down_variance)
+        return Moments(count, none, variance, none)
+
+
+class Chunk(NamedTuple):
+    """Which part of an update the pairs are that are applied together.
+
+    Attributes:
+        pairs: how many of each tile, int64 (tiles,).
+        batch: how many each tile has in the whole update, int64 (tiles,).
+        lr: learning rate of the update.
+        compat: the granularity that pulses are counted in where a cell makes new ones.
+    """
+
+    pairs: Tensor
+    batch: Tensor
+    lr: float
+    compat: Compat = None
 
 
 def moments(
@@ -83,30 +122,19 @@ def moments(
     )
 
 
-def apply_moments(device: PulsedDevice, state: State, pulses: Moments, generator: torch.Generator) -> None:
-    """Changes each device once, by a Gaussian step with the moments of all its pulses.
-
-    With f the step at the present weight and c what its noise xi is multiplied by: the mean is n_up f_up + n_down
-    f_down, the variance v_up f_up^2 + v_down f_down^2 + sigma^2 (n_up c_up^2 + n_down c_down^2).
+def apply_moments(
+    device: Device, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None
+) -> None:
+    """Changes each device once, by a step with the moments of all pulses of a chunk; see the device's `apply`.
 
     Args:
-        device: what the devices are.
+        device: what the devices are; one that merges.
         state: the bank's devices, changed in place.
-        pulses: of a chunk of pairs.
-        generator: for the step and for write noise.
+        pulses: of a chunk of pairs, made with the device's `rate`.
+        generator: for the step, for write noise, and for what a cell does then.
+        chunk: which pairs these are; cells count them.
     """
-    kept = state["hidden"] if "hidden" in state else state["weight"]
-    change, variance = torch.zeros_like(kept), torch.zeros_like(kept)
-    for upwards, count, spread in ((True, pulses.up, pulses.up_variance), (False, pulses.down, pulses.down_variance)):
-        direction = torch.full_like(kept, upwards, dtype=torch.bool)
-        step = device.step(kept, direction, state, 0.0)
-        change += count * step
-        variance += spread * step**2
-        if device.dw_min_std > 0:
-            noise = device.step(kept, direction, state, 1.0) - step
-            variance += count * (device.dw_min_std * noise) ** 2
-    kept.copy_(device.within(kept + change + variance.sqrt() * gauss(kept, generator), state))
-    device.show(state, generator)
+    device.apply(state, pulses, generator, chunk)
 
 
 def _sums(d: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rapa_cli.analog.cells import named, part
-from rapa_cli.analog.device import Device, Shape, State
+from rapa_cli.analog.cells import named, part, times_due
+from rapa_cli.analog.device import Device, Shape, State, pulse_lines
 from rapa_cli.analog.noise import rounded, uniform
 from rapa_cli.analog.onesided import OneSidedUnitCell
 from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters
+from rapa_cli.analog.periphery import groups
 from rapa_cli.analog.steps import AnyPulsed
-from rapa_cli.analog.update import Pairs, coincidences
+from rapa_cli.analog.update import Batch, Pairs
 
 
 class MixedPrecisionCompound(Device):
@@ -86,20 +87,72 @@ class MixedPrecisionCompound(Device):
         compat: Compat = None,
     ) -> None:
         """Adds one pair of each tile to the sum, and transfers where it is time."""
-        x = _binned(pairs.x, self.n_x_bins, generator if self.stoc_round_x else None)
-        d = _binned(pairs.d, self.n_d_bins, generator if self.stoc_round_d else None)
-        state["chi"][pairs.tiles] += lr * (d[:, :, None] * x[:, None, :])
-        state["updates"][pairs.tiles] += 1
-        every = self.transfer_every * (pairs.batch if self.units_in_mbatch else torch.ones_like(pairs.batch))
-        due = (every > 0) & (state["updates"][pairs.tiles] % every.clamp_min(1) == 0)
+        counts = torch.zeros_like(state["updates"])
+        counts[pairs.tiles] = 1
+        self._add(state, pairs.x, pairs.d, counts, lr, generator)
+        batch = torch.zeros_like(counts)
+        batch[pairs.tiles] = pairs.batch
+        self._count(state, counts, batch, update, generator, compat)
+
+    def update_all(
+        self,
+        state: State,
+        batch: Batch,
+        lr: float,
+        update: UpdateParameters,
+        merge: int,
+        generator: torch.Generator,
+        compat: Compat = None,
+    ) -> None:
+        """Adds the pairs between two transfers as one product: exact, whatever `merge` is."""
+        del merge
+        done = torch.zeros_like(batch.counts)
+        while bool((done < batch.counts).any()):
+            every = self._every(batch.counts)
+            until = torch.where(every > 0, every - state["updates"] % every.clamp_min(1), batch.counts)
+            sizes = torch.minimum(until, batch.counts - done)
+            self._add(state, *batch.part(done, sizes), sizes, lr, generator)
+            self._count(state, sizes, batch.counts, update, generator, compat)
+            done += sizes
+
+    def merges(self, update: UpdateParameters) -> bool:
+        """Always, exactly."""
+        del update
+        return True
+
+    def _add(self, state: State, x: Tensor, d: Tensor, counts: Tensor, lr: float, generator: torch.Generator) -> None:
+        """Adds pairs in the order of tiles to the sums, in bins."""
+        x = _binned(x, self.n_x_bins, generator if self.stoc_round_x else None)
+        d = _binned(d, self.n_d_bins, generator if self.stoc_round_d else None)
+        sizes = counts.tolist()
+        for tile, (of_d, of_x) in enumerate(zip(groups(d, sizes), groups(x, sizes), strict=True)):
+            if sizes[tile]:
+                state["chi"][tile].addmm_(of_d.T, of_x, alpha=lr)
+
+    def _every(self, batch: Tensor) -> Tensor:
+        """Updates from one transfer to the next, int64 (tiles,)."""
+        return self.transfer_every * (batch if self.units_in_mbatch else torch.ones_like(batch))
+
+    def _count(
+        self,
+        state: State,
+        pairs: Tensor,
+        batch: Tensor,
+        update: UpdateParameters,
+        generator: torch.Generator,
+        compat: Compat,
+    ) -> None:
+        """Counts pairs, and transfers where it is time."""
+        due = times_due(state["updates"], pairs, self._every(batch)) > 0
+        state["updates"] += pairs
         if bool(due.any()):
-            self._transfer(state, pairs.tiles[due], update, generator, compat)
+            self._transfer(state, due.nonzero()[:, 0], update, generator, compat)
 
     def _transfer(
         self, state: State, tiles: Tensor, update: UpdateParameters, generator: torch.Generator, compat: Compat
     ) -> None:
         """Writes whole steps of the next rows of some tiles."""
-        _, rows, columns = state["chi"].shape
+        rows = state["chi"].shape[1]
         count = rows if self.n_rows_per_transfer < 0 else min(self.n_rows_per_transfer, rows)
         start = state["row"][tiles]
         if self.random_row and count < rows:
@@ -112,16 +165,14 @@ class MixedPrecisionCompound(Device):
         steps = torch.trunc(sums / granularity)
         state["chi"][tile_of, row_of] = sums - steps * granularity
         managed = update.model_copy(update={"update_management": True, "update_bl_management": True})
-        # A row is an array with one output line of its own.
-        ones = torch.ones_like(steps[:, :1])
-        rate, own = granularity * self.transfer_lr, self.device.granularity(compat)
-        pulses = coincidences(steps, ones, rate, own, managed, generator)[:, 0]
-        at, column = pulses.nonzero(as_tuple=True)
-        where = (tile_of[at] * rows + row_of[at]) * columns + column
         devices = part(state, "device")
-        self.device.pulse(devices, where, pulses[at, column], generator)
+        pulse_lines(
+            self.device, devices, (len(state["chi"]), rows, state["chi"].shape[2]), tile_of, row_of, -steps,
+            granularity * self.transfer_lr, managed, generator, compat, columns=False,
+        )  # fmt: skip
         if isinstance(self.device, OneSidedUnitCell):
-            self.device.settle(devices, tiles, torch.ones_like(tiles), generator, compat)
+            once = torch.ones_like(tiles)
+            self.device.settle(devices, tiles, once, once, generator, compat)
         state["row"][tiles] = (start + count) % rows
 
     def after_step(self, state: State, generator: torch.Generator) -> None:

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.cells import Cell, named, part
-from rapa_cli.analog.device import Shape, State, addresses
+from rapa_cli.analog.cells import Cell, named, part, required, times_due
+from rapa_cli.analog.device import Shape, State, addresses, pulse_lines
+from rapa_cli.analog.merged import Chunk, Moments
 from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
 from rapa_cli.analog.periphery import Periphery
 from rapa_cli.analog.update import Pairs, coincidences
@@ -83,7 +84,16 @@ class OneSidedUnitCell(Cell):
         """Pulses for one pair of each tile, and a refresh of the tiles for which it is time."""
         counts = coincidences(pairs.x, pairs.d, lr, self.granularity(compat), update, generator)
         self.pulse(state, *addresses(counts, pairs.tiles), generator)
-        self.settle(state, pairs.tiles, pairs.batch, generator, compat)
+        self.settle(state, pairs.tiles, torch.ones_like(pairs.batch), pairs.batch, generator, compat)
+
+    def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
+        """Gives each device the pulses of its direction; a refresh that falls due in the chunk comes at its end."""
+        counted = required(chunk)
+        for k, upwards in ((_PLUS, True), (_MINUS, False)):
+            self.unit_cell_devices[k].apply(part(state, str(k)), pulses.one_sided(upwards=upwards), generator)
+        self.combine(state)
+        tiles = torch.arange(len(counted.pairs), device=counted.pairs.device)
+        self.settle(state, tiles, counted.pairs, counted.batch, generator, counted.compat)
 
     def pulse(self, state: State, where: Tensor, counts: Tensor, generator: torch.Generator) -> None:
         """Gives pulses to the device of each pair that they belong to; arguments as of `PulsedDevice.pulse`."""
@@ -92,21 +102,29 @@ class OneSidedUnitCell(Cell):
         self.combine(state)
 
     def settle(
-        self, state: State, tiles: Tensor, batch: Tensor, generator: torch.Generator, compat: Compat = None
+        self,
+        state: State,
+        tiles: Tensor,
+        pairs: Tensor,
+        batch: Tensor,
+        generator: torch.Generator,
+        compat: Compat = None,
     ) -> None:
-        """Counts an update of some tiles, and refreshes those for which it is time.
+        """Counts updates of some tiles, and refreshes those for which it is time.
 
         Args:
             state: the bank's cells.
             tiles: which tiles, int64 (m,), ascending.
+            pairs: how many updates each had now, int64 (m,).
             batch: how many updates each gets in the batch, int64 (m,).
             generator: for the refresh.
             compat: the granularity that pulses are counted in.
         """
-        state["updates"][tiles] += 1
+        before = state["updates"][tiles]
+        state["updates"][tiles] = before + pairs
         if self.refresh_every > 0:
             every = self.refresh_every * (batch if self.units_in_mbatch else torch.ones_like(batch))
-            due = tiles[state["updates"][tiles] % every == 0]
+            due = tiles[times_due(before, pairs, every) > 0]
             if len(due):
                 self.refresh(state, due, generator, compat)
                 self.combine(state)
@@ -143,10 +161,8 @@ class OneSidedUnitCell(Cell):
             device, devices = self.unit_cell_devices[k], part(state, str(k))
             device.reset_devices(devices, where, generator)
             missing = torch.where(needy & wins, (plus - minus).abs(), 0.0)
-            granularity = device.granularity(compat)
-            # A column is an array with one input line of its own.
-            ones = torch.ones_like(missing[:, :1])
-            steps = coincidences(ones, -missing, 1.0, granularity, self.refresh_update, generator)[..., 0]
-            at, line = steps.nonzero(as_tuple=True)
-            device.pulse(devices, (tile_of[at] * rows + line) * columns + column_of[at], steps[at, line], generator)
+            pulse_lines(
+                device, devices, (count, rows, columns), tile_of, column_of, missing, 1.0, self.refresh_update,
+                generator, compat, columns=True,
+            )  # fmt: skip
         return len(where)

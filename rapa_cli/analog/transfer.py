@@ -6,6 +6,7 @@ digital buffer first, and writes whole steps of that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Self
 
@@ -13,11 +14,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.cells import Cell, named, part
-from rapa_cli.analog.device import Shape, State
+from rapa_cli.analog.cells import Cell, named, part, required, times_due
+from rapa_cli.analog.device import Shape, State, pulse_lines
+from rapa_cli.analog.merged import Chunk, Moments
 from rapa_cli.analog.noise import uniform
 from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
-from rapa_cli.analog.periphery import Periphery
+from rapa_cli.analog.periphery import Periphery, groups
 from rapa_cli.analog.update import Pairs
 
 
@@ -125,31 +127,40 @@ class TransferCompound(Cell):
         compat: Compat = None,
     ) -> None:
         """Pulses for one pair of each tile, and the transfers for which it is time."""
-        self._accumulate(state, pairs, lr, update, generator, compat)
-        state["updates"][pairs.tiles] += 1
-        lines = state["weight"].shape[2 if self.transfer_columns else 1]
+        now, batch = torch.zeros_like(state["updates"]), torch.zeros_like(state["updates"])
+        now[pairs.tiles], batch[pairs.tiles] = 1, pairs.batch
+        d, rate = self.rated(state, pairs.x, pairs.d, now.tolist(), lr, update, compat)
+        fast = Pairs(pairs.tiles, pairs.x, d, pairs.batch)
+        self.unit_cell_devices[0].update(part(state, "0"), fast, rate, update, generator, compat)
+        self._count(state, Chunk(now, batch, lr, compat), generator)
+
+    def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
+        """Gives device 0 the pulses of a chunk, then makes the transfers that fall due in it, one after the other.
+
+        The last pair of a chunk thus counts in the first of its transfers, too. Where a transfer comes at the end of a
+        chunk, as with whole batches in both, nothing is moved.
+        """
+        self.unit_cell_devices[0].apply(part(state, "0"), pulses, generator)
+        self._count(state, required(chunk), generator)
+
+    def rate(self, lr: float) -> float | None:
+        """`fast_lr`, or that of the update."""
+        return self.fast_lr or lr
+
+    def _count(self, state: State, chunk: Chunk, generator: torch.Generator) -> None:
+        """Counts pairs, and makes the transfers for which it is time."""
+        before, lines = state["updates"].clone(), state["weight"].shape[2 if self.transfer_columns else 1]
+        state["updates"] += chunk.pairs
         for k in range(len(self.unit_cell_devices) - 1):
-            every = self._every(k, lines, pairs.batch)
-            due = (every > 0) & (state["updates"][pairs.tiles] % every.clamp_min(1) == 0)
-            rate = (self.transfer_lr_vec or (self.transfer_lr,) * (k + 1))[k] * (lr if self.scale_transfer_lr else 1.0)
-            if rate > 0 and bool(due.any()):
-                self._transfer(state, k, pairs.tiles[due], rate, generator, compat)
+            times = times_due(before, chunk.pairs, self._every(k, lines, chunk.batch))
+            rate = (self.transfer_lr_vec or (self.transfer_lr,) * (k + 1))[k]
+            rate *= chunk.lr if self.scale_transfer_lr else 1.0
+            if rate > 0 and bool(times.any()):
+                self._transfer(state, k, times, rate, generator, chunk.compat)
         self.combine(state)
 
-    def _accumulate(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat,
-    ) -> None:
-        """Gives device 0 the pulses of one pair of each tile."""
-        self.unit_cell_devices[0].update(part(state, "0"), pairs, self.fast_lr or lr, update, generator, compat)
-
     def _every(self, k: int, lines: int, batch: Tensor) -> Tensor:
-        """Vector pairs from one transfer of device k to the next, int64 (m,)."""
+        """Vector pairs from one transfer of device k to the next, int64 (tiles,)."""
         if self.transfer_every_vec:
             every = self.transfer_every_vec[k]
         else:
@@ -159,37 +170,46 @@ class TransferCompound(Cell):
         return torch.full_like(batch, round(every))
 
     def _transfer(
-        self, state: State, k: int, tiles: Tensor, lr: float, generator: torch.Generator, compat: Compat
+        self, state: State, k: int, times: Tensor, lr: float, generator: torch.Generator, compat: Compat
     ) -> None:
-        """Reads the next lines of device k in some tiles, and passes each on."""
+        """Reads the next lines of device k, so many times in each tile (tiles,), and passes each on.
+
+        Different lines of a tile do not depend on each other, and go together.
+        """
         lines = state["weight"].shape[2 if self.transfer_columns else 1]
-        start = state["slice"][tiles, k]
+        left, most = times * self.n_reads_per_transfer, lines
         if self.random_selection:
-            chance = uniform(torch.empty(len(tiles), device=tiles.device), generator)
-            start = (chance * lines).long().clamp_max(lines - 1)
-        for read in range(self.n_reads_per_transfer):
-            line = (start + read) % lines
+            most = self.n_reads_per_transfer
+        while bool(left.any()):
+            start, now = state["slice"][:, k], left.clamp_max(most)
+            if self.random_selection:
+                chance = uniform(torch.empty(len(left), device=left.device), generator)
+                start = torch.where(left > 0, (chance * lines).long().clamp_max(lines - 1), start)
+            tiles = torch.arange(len(left), device=left.device).repeat_interleave(now)
+            read = torch.arange(len(tiles), device=left.device) - (now.cumsum(0) - now)[tiles]
+            line = (start[tiles] + read) % lines
             y = self._read(state, k, tiles, line, generator)
             if self.with_reset_prob > 0:
                 chance = uniform(torch.empty(len(tiles), device=tiles.device), generator)
                 self._reset(state, k, tiles, line, chance < self.with_reset_prob, generator)
             self._pass_on(state, k, tiles, line, y, lr, generator, compat)
-        state["slice"][tiles, k] = (start + self.n_reads_per_transfer) % lines
+            state["slice"][:, k] = (start + now) % lines
+            left = left - now
 
     def _read(self, state: State, k: int, tiles: Tensor, line: Tensor, generator: torch.Generator) -> Tensor:
-        """One line of device k in each of these tiles: (m, out) of a column, (m, in) of a row."""
+        """Lines of device k in these tiles, which ascend: (m, out) of columns, (m, in) of rows."""
         weights = state[f"{k}.weight"]
         if not self.transfer_columns:
             weights = weights.transpose(1, 2)
-        sizes = torch.zeros(len(weights), dtype=torch.int64, device=tiles.device).index_fill_(0, tiles, 1)
+        sizes = torch.bincount(tiles, minlength=len(weights)).tolist()
         periphery = Periphery(self.transfer_forward, part(state, "transfer"))
-        one_hot = _one_hot(line, weights)
-        return periphery.read(weights, one_hot, sizes.tolist(), generator, bound_management=False).values
+        one_hot = torch.nn.functional.one_hot(line, weights.shape[2]).to(weights.dtype)
+        return periphery.read(weights, one_hot, sizes, generator, bound_management=False).values
 
     def _reset(
         self, state: State, k: int, tiles: Tensor, line: Tensor, chosen: Tensor, generator: torch.Generator
     ) -> None:
-        """Resets the columns just read, in the tiles chosen."""
+        """Resets the columns just read, where chosen."""
         _, rows, columns = state["weight"].shape
         first = (tiles * rows * columns + line)[chosen]
         where = (first[:, None] + torch.arange(rows, device=tiles.device) * columns).flatten()
@@ -206,27 +226,12 @@ class TransferCompound(Cell):
         generator: torch.Generator,
         compat: Compat,
     ) -> None:
-        """Changes a line of device k + 1 by lr y."""
-        self._write_line(state, k + 1, tiles, line, y, lr, generator, compat)
-
-    def _write_line(
-        self,
-        state: State,
-        k: int,
-        tiles: Tensor,
-        line: Tensor,
-        y: Tensor,
-        lr: float,
-        generator: torch.Generator,
-        compat: Compat,
-    ) -> None:
-        weights, ones = state["weight"], torch.ones_like(tiles)
-        if self.transfer_columns:
-            pairs = Pairs(tiles, _one_hot(line, weights), -y, ones)
-        else:
-            pairs = Pairs(tiles, y, -_one_hot(line, weights.transpose(1, 2)), ones)
-        device = self.unit_cell_devices[k]
-        device.update(part(state, str(k)), pairs, lr, self.transfer_update, generator, compat)
+        """Changes lines of device k + 1 by lr y."""
+        count, rows, columns = state["weight"].shape
+        pulse_lines(
+            self.unit_cell_devices[k + 1], part(state, str(k + 1)), (count, rows, columns), tiles, line, y, lr,
+            self.transfer_update, generator, compat, columns=self.transfer_columns,
+        )  # fmt: skip
 
 
 class BufferedTransferCompound(TransferCompound):
@@ -272,27 +277,35 @@ class BufferedTransferCompound(TransferCompound):
             state["largest"] = torch.full((shape[0], 2), torch.nan, device=place)
         return state
 
-    def _accumulate(
+    def rate(self, lr: float) -> float | None:
+        """None with `auto_scale`."""
+        return None if self.auto_scale else super().rate(lr)
+
+    def rated(
         self,
         state: State,
-        pairs: Pairs,
+        x: Tensor,
+        d: Tensor,
+        sizes: Sequence[int],
         lr: float,
         update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat,
-    ) -> None:
+        compat: Compat = None,
+    ) -> tuple[Tensor, float]:
+        """With `auto_scale` a rate for every pair, which is put into d: pulses and management are linear in it."""
         if not self.auto_scale:
-            super()._accumulate(state, pairs, lr, update, generator, compat)
-            return
-        now = torch.stack([pairs.x.abs().amax(1), pairs.d.abs().amax(1)], 1)
-        before = state["largest"][pairs.tiles]
-        mean = torch.where(before.isnan(), now, self.auto_momentum * before + (1 - self.auto_momentum) * now)
-        state["largest"][pairs.tiles] = mean
-        full = update.desired_bl * self.granularity(compat) * (self.fast_lr or lr)
-        # The rate differs from tile to tile; it is put into d, which pulses and management are linear in.
-        rate = torch.where(mean.prod(1) > 0, full / mean.prod(1), 0.0)
-        scaled = Pairs(pairs.tiles, pairs.x, pairs.d * rate[:, None], pairs.batch)
-        self.unit_cell_devices[0].update(part(state, "0"), scaled, 1.0, update, generator, compat)
+            return super().rated(state, x, d, sizes, lr, update, compat)
+        largest = torch.stack([x.abs().amax(1), d.abs().amax(1)], 1).double()
+        running, means = state["largest"].double(), torch.empty_like(largest)
+        first = 0
+        for tile, values in enumerate(groups(largest, sizes)):
+            if len(values):
+                means[first : first + len(values)] = _running_means(running[tile], values, self.auto_momentum)
+                first += len(values)
+                running[tile] = means[first - 1]
+        state["largest"].copy_(running)
+        full, product = update.desired_bl * self.granularity(compat) * (self.fast_lr or lr), means.prod(1)
+        rate = torch.where(product > 0, full / product, 0.0).to(d.dtype)
+        return d * rate[:, None], 1.0
 
     def write(self, state: State, weights: Tensor, generator: torch.Generator) -> None:
         """Sets the weights and empties the buffers (aihwkit leaves them)."""
@@ -327,10 +340,13 @@ class BufferedTransferCompound(TransferCompound):
         lines[tiles, line] = torch.where(steps != 0, left, omega)
         due = (steps != 0).any(1)
         if bool(due.any()):
-            rate = self.step * granularity
-            self._write_line(state, k + 1, tiles[due], line[due], steps[due], rate, generator, compat)
+            super()._pass_on(state, k, tiles[due], line[due], steps[due], self.step * granularity, generator, compat)
 
 
-def _one_hot(line: Tensor, weights: Tensor) -> Tensor:
-    """One-hot input vectors (m, in) of these lines."""
-    return torch.nn.functional.one_hot(line, weights.shape[2]).to(weights.dtype)
+def _running_means(before: Tensor, values: Tensor, momentum: float) -> Tensor:
+    """m_i = momentum m_(i-1) + (1 - momentum) v_i of each column of (n, 2); a mean that is NaN begins with v_1."""
+    means, mean = [], [float(value) for value in before]
+    for row in values.tolist():
+        mean = [v if math.isnan(m) else momentum * m + (1 - momentum) * v for m, v in zip(mean, row, strict=True)]
+        means.append(mean)
+    return values.new_tensor(means)

@@ -33,6 +33,48 @@ class Pairs:
     batch: Tensor
 
 
+@dataclass(frozen=True)
+class Batch:
+    """All pairs of vectors of an update, in the order of their tiles.
+
+    Attributes:
+        x: inputs (N, in).
+        d: gradients of the outputs (N, out).
+        counts: pairs of each tile, int64 (tiles,), which sum to N.
+    """
+
+    x: Tensor
+    d: Tensor
+    counts: Tensor
+
+    @property
+    def longest(self) -> int:
+        """The largest number of pairs of a tile."""
+        return int(self.counts.max())
+
+    def pairs(self, number: int) -> Pairs:
+        """The pair of this number of each tile that has so many."""
+        tiles = (self.counts > number).nonzero()[:, 0]
+        rows = self._first[tiles] + number
+        return Pairs(tiles, self.x[rows], self.d[rows], self.counts[tiles])
+
+    def part(self, start: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Neighbouring pairs of each tile: `sizes` from number `start` on, both int64 (tiles,).
+
+        Returns:
+            Inputs and gradients in the order of tiles.
+        """
+        if torch.equal(sizes, self.counts):
+            return self.x, self.d
+        shift = self._first + start - (sizes.cumsum(0) - sizes)
+        rows = torch.arange(int(sizes.sum()), device=shift.device) + shift.repeat_interleave(sizes)
+        return self.x[rows], self.d[rows]
+
+    @property
+    def _first(self) -> Tensor:
+        return self.counts.cumsum(0) - self.counts
+
+
 class Scales(NamedTuple):
     """Lengths and scales of the pulse trains of m pairs.
 
