@@ -561,7 +561,7 @@ static void backward_block(const Problem *p, const Array *a, Block *s, int64_t t
    memory. */
 int rapa_analog_backward(const Problem *p, const Array *a, const float *d, const uint8_t *clipped, float *grad,
                          int threads) {
-    int64_t cuts = (4 * threads + p->parts - 1) / p->parts;
+    int64_t cuts = p->parts ? (4 * threads + p->parts - 1) / p->parts : 1;
     if (cuts > p->part_images) cuts = p->part_images;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
