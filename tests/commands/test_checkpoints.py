@@ -307,7 +307,9 @@ def test_inspect(rapa: Run) -> None:
         "k": 27,
         "c_out": 4,
         "parameters": 4 * (27 + 1) * 4,
+        "at_bounds": None,
     }
+    assert found["arrays"] == "ideal"
     assert (found["scheme"], found["tiles"], found["data"]) == ("random", [4], "mini")
     assert found["parameters_conv"] == 448
     assert found["parameters"] == 448 + 3 * (4 * 16 + 1)
