@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from rapa_cli.analog.bank import AnalogBank
 from rapa_cli.analog.conductance import Pair, single_pair
@@ -18,6 +20,8 @@ from rapa_cli.analog.reram import ReRamWan2022NoiseModel
 NoiseModel = Annotated[PCMLikeNoiseModel | ReRamWan2022NoiseModel, Field(discriminator="kind")]
 
 _LEAST_READ_OUT = 1e-4
+# Inputs of a read-out that are in memory together.
+_AT_A_TIME = 2**24
 
 
 class Programmed:
@@ -82,10 +86,24 @@ class Programmed:
 
 
 def read_out(bank: AnalogBank, generator: torch.Generator) -> Tensor:
-    """The mean |output| of each tile for one-hot inputs, by its own noisy forward reading: (tiles,), at least 1e-4."""
-    one_hot = torch.eye(bank.in_size, device=bank.get_weights().device).repeat(bank.tiles, 1)
-    values = bank.forward(one_hot, [bank.in_size] * bank.tiles, generator).values
-    return values.abs().view(bank.tiles, -1).mean(1).clamp_min(_LEAST_READ_OUT)
+    """`mean_answer` of a bank by its own noisy forward reading: (tiles,)."""
+    return mean_answer(lambda x, sizes: bank.forward(x, sizes, generator).values, bank.get_weights())
+
+
+def mean_answer(forward: Callable[[Tensor, Sequence[int]], Tensor], weights: Tensor) -> Tensor:
+    """The mean |output| of each tile for one-hot inputs, some at a time: (tiles,), at least 1e-4.
+
+    Args:
+        forward: reads vectors (N, in) in the order of tiles, of which each tile has so many: (N, out).
+        weights: what is read, (tiles, out, in); only the shape, type and place count.
+    """
+    tiles, _, lines = weights.shape
+    means = []
+    for numbers in torch.split(torch.arange(tiles * lines, device=weights.device), max(1, _AT_A_TIME // lines)):
+        one_hot = F.one_hot(numbers % lines, lines).to(weights.dtype)
+        sizes = torch.bincount(numbers // lines, minlength=tiles).tolist()
+        means.append(forward(one_hot, sizes).abs().mean(1))
+    return torch.cat(means).view(tiles, lines).mean(1).clamp_min(_LEAST_READ_OUT)
 
 
 def compensation(at_first: Tensor, now: Tensor) -> Tensor:
