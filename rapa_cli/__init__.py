@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     from rapa_cli.analysis.voting import vote
     from rapa_cli.checkpoint import load
     from rapa_cli.keyed import draws
+    from rapa_cli.layers.linear import AnalogLinear
     from rapa_cli.tiling.conv import TiledConv2d
     from rapa_cli.tiling.conversion import convert
+    from rapa_cli.training.sgd import AnalogSGD
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["TiledConv2d", "__version__", "convert", "draws", "load", "reduce", "vote"]
+__all__ = ["AnalogLinear", "AnalogSGD", "TiledConv2d", "__version__", "convert", "draws", "load", "reduce", "vote"]
 
 _HOMES = {
+    "AnalogLinear": "rapa_cli.layers.linear",
+    "AnalogSGD": "rapa_cli.training.sgd",
     "TiledConv2d": "rapa_cli.tiling.conv",
     "convert": "rapa_cli.tiling.conversion",
     "draws": "rapa_cli.keyed",

@@ -17,7 +17,7 @@ from rapa_cli import resources
 from rapa_cli.errors import FileError
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = ["TiledConv2d", "__version__", "convert", "draws", "load", "reduce", "vote"]
+PUBLIC = ["AnalogLinear", "AnalogSGD", "TiledConv2d", "__version__", "convert", "draws", "load", "reduce", "vote"]
 
 
 def build(source: Path, target: Path, kind: str) -> Path:
