@@ -11,7 +11,9 @@ What is exact and what is not:
 
 Of cells of several devices:
 
-- One-sided pairs: each device gets the pulses of its direction; a refresh that falls due comes at the end of the chunk.
+- One-sided pairs: whole numbers of pulses are drawn and given to the device of their direction one after the other.
+  Order does not matter to devices that only step up, so that steps and bounds are exact, however large the chunk is;
+  the numbers are Poisson variables. A refresh that falls due comes at the end of the chunk.
 - Vector cells: the number of pulses of a cross-point is drawn once and divided among the devices that take turns, as if
   every pulse went to one of them by itself; see `VectorUnitCell.apply`.
 - Tiki-Taka: a chunk is applied to the fast device; then come the transfers that fall due in it, in their order. With
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from rapa_cli.analog.noise import gauss, rounded
+from rapa_cli.analog.noise import gauss, poisson, rounded
 from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters, step_of
 from rapa_cli.analog.periphery import groups
 from rapa_cli.analog.update import scales
@@ -52,11 +54,17 @@ class Moments(NamedTuple):
         up = self.up_variance.sqrt() * gauss(self.up, generator)
         return up, self.down_variance.sqrt() * gauss(self.down, generator)
 
-    def one_sided(self, *, upwards: bool) -> Moments:
-        """The pulses of one direction, as pulses upwards."""
-        none = torch.zeros_like(self.up)
-        count, variance = (self.up, self.up_variance) if upwards else (self.down, self.down_variance)
-        return Moments(count, none, variance, none)
+    def numbers(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws whole numbers of pulses up and down: a Poisson variable with the variance, and the rest, rounded.
+
+        Their means are exact. Their variances are exact where they equal the means, as those of rare pulses do, and
+        else lie between both.
+        """
+        up, down = (
+            poisson(variance, generator) + rounded(mean - variance, 1.0, generator)
+            for mean, variance in ((self.up, self.up_variance), (self.down, self.down_variance))
+        )
+        return up.clamp_min_(0), down.clamp_min_(0)
 
 
 class Chunk(NamedTuple):

@@ -19,6 +19,11 @@ def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, dtype=like.dtype, device=generator.device, generator=generator).to(like.device)
 
 
+def poisson(rates: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent Poisson variables with these means."""
+    return torch.poisson(rates.to(generator.device), generator=generator).to(rates.device)
+
+
 def drawn(shape: Sequence[int], mean: float, spread: float, generator: torch.Generator, device: torch.device) -> Tensor:
     """Makes mean + spread xi for each element, float32; nothing is drawn where the spread is 0."""
     values = torch.full(tuple(shape), mean, dtype=torch.float32, device=device)

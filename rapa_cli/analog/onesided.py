@@ -89,8 +89,9 @@ class OneSidedUnitCell(Cell):
     def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
         """Gives each device the pulses of its direction; a refresh that falls due in the chunk comes at its end."""
         counted = required(chunk)
-        for k, upwards in ((_PLUS, True), (_MINUS, False)):
-            self.unit_cell_devices[k].apply(part(state, str(k)), pulses.one_sided(upwards=upwards), generator)
+        for k, numbers in zip((_PLUS, _MINUS), pulses.numbers(generator), strict=True):
+            where = numbers.view(-1).nonzero()[:, 0]
+            self.unit_cell_devices[k].pulse(part(state, str(k)), where, numbers.view(-1)[where], generator)
         self.combine(state)
         tiles = torch.arange(len(counted.pairs), device=counted.pairs.device)
         self.settle(state, tiles, counted.pairs, counted.batch, generator, counted.compat)
