@@ -124,43 +124,52 @@ typedef struct {
     float *to;
 } Place;
 
-/* Two groups at once. */
-INLINE void two_groups(const Io *io, uint32_t key1, const Place *one, const Place *other) {
-    UNROLL for (int piece = 0; piece < 16 / WIDTH; piece++) {
+/* Groups that are made at once, in two vectors at a time: one alone would wait for its own last product. */
+#define TOGETHER 4
+
+INLINE void together(const Io *io, uint32_t key1, const Place *place) {
+    for (int piece = 0; piece < TOGETHER * 8 / WIDTH; piece += 2) {
+        uvec c[2][4];
+        UNROLL for (int v = 0; v < 2; v++) {
 #if WIDTH == 16
-        const uvec lane = {0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7};
-        const uvec upper = {0, 0, 0, 0, 0, 0, 0, 0, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
-        const Place *place = one;
+            const uvec lane = {0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7};
+            const uvec upper = {0, 0, 0, 0, 0, 0, 0, 0, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+            const Place *one = place + 2 * (piece + v), *other = one + 1;
 #elif WIDTH == 8
-        const uvec lane = {0, 1, 2, 3, 4, 5, 6, 7}, upper = {0};
-        const Place *place = piece ? other : one;
+            const uvec lane = {0, 1, 2, 3, 4, 5, 6, 7}, upper = {0};
+            const Place *one = place + piece + v, *other = one;
 #else
-        const uvec lane = (uvec){0, 1, 2, 3} + (piece & 1 ? 4u : 0u), upper = {0};
-        const Place *place = piece > 1 ? other : one;
+            const uvec lane = (uvec){0, 1, 2, 3} + 4u * (uint32_t)v, upper = {0};
+            const Place *one = place + piece / 2, *other = one;
 #endif
-        uvec c0 = lane + place->block + (upper & (other->block - one->block)), c1 = (uvec){0} + io->layer;
-        uvec c2 = (uvec){0} + place->image + (upper & (other->image - one->image));
-        uvec c3 = (uvec){0} + place->draw + (upper & (other->draw - one->draw));
+            c[v][0] = lane + one->block + (upper & (other->block - one->block)), c[v][1] = (uvec){0} + io->layer;
+            c[v][2] = (uvec){0} + one->image + (upper & (other->image - one->image));
+            c[v][3] = (uvec){0} + one->draw + (upper & (other->draw - one->draw));
+        }
         uint32_t k0 = io->key0, k1 = key1;
         UNROLL for (int round = 0; round < 10; round++) {
-            const uvec high0 = high_product(c0, PHILOX_0), high1 = high_product(c2, PHILOX_1);
-            const uvec low0 = c0 * PHILOX_0, low1 = c2 * PHILOX_1;
-            c0 = high1 ^ c1 ^ k0, c1 = low1;
-            c2 = high0 ^ c3 ^ k1, c3 = low0;
+            UNROLL for (int v = 0; v < 2; v++) {
+                const uvec high0 = high_product(c[v][0], PHILOX_0), high1 = high_product(c[v][2], PHILOX_1);
+                const uvec low0 = c[v][0] * PHILOX_0, low1 = c[v][2] * PHILOX_1;
+                c[v][0] = high1 ^ c[v][1] ^ k0, c[v][1] = low1;
+                c[v][2] = high0 ^ c[v][3] ^ k1, c[v][3] = low0;
+            }
             k0 += WEYL_0, k1 += WEYL_1;
         }
-        vec z[4];
-        box_muller(c0, c1, z, z + 1);
-        box_muller(c2, c3, z + 2, z + 3);
-        UNROLL for (int j = 0; j < 4; j++) {
+        UNROLL for (int v = 0; v < 2; v++) {
+            vec z[4];
+            box_muller(c[v][0], c[v][1], z, z + 1);
+            box_muller(c[v][2], c[v][3], z + 2, z + 3);
+            UNROLL for (int j = 0; j < 4; j++) {
 #if WIDTH == 16
-            memcpy(one->to + 8 * j, z + j, 32);
-            memcpy(other->to + 8 * j, (const float *)(z + j) + 8, 32);
+                memcpy(place[2 * (piece + v)].to + 8 * j, z + j, 32);
+                memcpy(place[2 * (piece + v) + 1].to + 8 * j, (const float *)(z + j) + 8, 32);
 #elif WIDTH == 8
-            memcpy(place->to + 8 * j, z + j, 32);
+                memcpy(place[piece + v].to + 8 * j, z + j, 32);
 #else
-            memcpy(place->to + 8 * j + 4 * (piece & 1), z + j, 16);
+                memcpy(place[piece / 2].to + 8 * j + 4 * v, z + j, 16);
 #endif
+            }
         }
     }
 }
@@ -171,20 +180,20 @@ static void gaussians(const Problem *p, const Io *io, const int64_t *number, int
     const int64_t groups = (count + GROUP - 1) / GROUP;
     const uint32_t key1 = io->key1 + ((uint32_t)(kind + 2 * io->backward) << 16) + ((uint32_t)reading << 20);
     float nowhere[GROUP];
-    Place pair[2];
+    Place place[TOGETHER];
     int waiting = 0;
     for (int64_t i = 0; i < m; i++) {
-        const int64_t b = number[i] / p->patches, patch = number[i] % p->patches;
+        const uint32_t b = (uint32_t)number[i] / (uint32_t)p->patches;
+        const int64_t patch = number[i] - (int64_t)b * p->patches;
         for (int64_t g = 0; g < groups; g++) {
-            pair[waiting] = (Place){(uint32_t)((patch * groups + g) * 8), (uint32_t)io->images[b],
-                                    (uint32_t)io->draws[b], to + i * stride + g * GROUP};
-            if (waiting) two_groups(io, key1, pair, pair + 1);
-            waiting ^= 1;
+            place[waiting++] = (Place){(uint32_t)((patch * groups + g) * 8), (uint32_t)io->images[b],
+                                       (uint32_t)io->draws[b], to + i * stride + g * GROUP};
+            if (waiting == TOGETHER) together(io, key1, place), waiting = 0;
         }
     }
     if (waiting) {
-        pair[1] = pair[0], pair[1].to = nowhere;
-        two_groups(io, key1, pair, pair + 1);
+        for (int i = waiting; i < TOGETHER; i++) place[i] = place[0], place[i].to = nowhere;
+        together(io, key1, place);
     }
 }
 
@@ -275,7 +284,7 @@ static float largest_of(const float *x, int64_t n) {
     return largest;
 }
 
-/* The noise management's divisor; not above 0 where the patch has none. */
+/* The noise management's divisor of a row filled up with zeros; not above 0 where the patch has none. */
 static float divisor(const Io *io, const float *x, int64_t n) {
     if (io->management == CONSTANT) return io->constant;
     float alpha;
@@ -329,8 +338,8 @@ static int block_new(Block *s, const Array *a) {
     const Io *io = a->io;
     s->apart = apart_for(a->inputs);
     s->noise_apart = filled(a->outputs, GROUP);
-    /* Two rows at least: an odd number of groups then leaves none over. */
-    s->noise_rows = 1024 / s->noise_apart > 2 ? 1024 / s->noise_apart : 2;
+    /* Rows whose groups can be made together leave none over. */
+    s->noise_rows = 1024 / s->noise_apart > TOGETHER ? 1024 / s->noise_apart : TOGETHER;
     if (s->noise_rows > CHUNK) s->noise_rows = CHUNK;
     const int more = a->magnitude || a->dropped;
     const int64_t inputs = CHUNK * s->apart + WIDTH, outputs = CHUNK * a->stride;
@@ -418,8 +427,8 @@ static int row_converted(const Array *a, Block *s, int64_t i) {
 
 /* ---------------------------------------------------------------- forward */
 
-/* The patch at place q of the order: its runs one after the other, then 1 for a bias line, then zeros. Up to WIDTH numbers
-   behind the last run may be overwritten. */
+/* The patch at place q of the order: its runs one after the other, then 1 for a bias line, then zeros, of which up to
+   WIDTH lie behind the row. */
 INLINE void gather(const Problem *p, const float *x, int64_t q, float *row, int64_t apart, int64_t bias) {
     const float *from = x + p->base[q];
     int64_t k = 0;
@@ -427,7 +436,7 @@ INLINE void gather(const Problem *p, const float *x, int64_t q, float *row, int6
         for (int64_t r = 0; r < p->run; r += WIDTH)
             *(vec *)(row + k + r) = *(const vec *)(from + p->line_offset[line] + r);
     if (bias) row[k++] = 1;
-    for (; k < apart; k++) row[k] = 0;
+    for (; k < apart; k += WIDTH) *(vec *)(row + k) = (vec){0};
 }
 
 /* The group of part and tile that holds place q. */
@@ -452,7 +461,7 @@ static int forward_block(const Problem *p, const Array *a, Block *s, int64_t til
         for (int64_t i = 0; i < todo; i++) {
             float *row = s->u + m * s->apart;
             gather(p, x, s->place[i], row, s->apart, bias);
-            const float alpha = divisor(io, row, a->inputs);
+            const float alpha = divisor(io, row, s->apart);
             const int64_t number = p->order[s->place[i]];
             if (alpha <= 0 && !io->reads_zeros) {
                 memset(y + number * a->outputs, 0, sizeof(float) * a->outputs);
@@ -538,7 +547,7 @@ static void backward_block(const Problem *p, const Array *a, Block *s, int64_t t
         if (clipped)
             for (int64_t c = 0; c < a->inputs; c++) row[c] = clipped[number * a->inputs + c] ? 0 : row[c];
         for (int64_t c = a->inputs; c < s->apart; c++) row[c] = 0;
-        const float alpha = divisor(io, row, a->inputs);
+        const float alpha = divisor(io, row, s->apart);
         if (alpha <= 0) continue;
         s->place[m] = q + i, s->number[m] = number, s->scale[m++] = 1 / alpha;
     }
@@ -679,11 +688,12 @@ INLINE void fetch(const Problem *p, const float *x, const float *d, int64_t q, i
 static void add_pair(const Problem *p, const Update *t, Sums *s, const float *x, const float *d, int64_t q, int64_t lines,
                      int64_t bias, int64_t outputs) {
     memcpy(s->e, d + p->order[q] * outputs, sizeof(float) * outputs);
-    const float largest_d = largest_of(s->e, outputs);
+    const float largest_d = largest_of(s->e, s->out);
     if (t->managed && largest_d <= 0) return;
-    gather(p, x, q, s->x, apart_for(lines), bias);
+    const int64_t row = apart_for(lines);
+    gather(p, x, q, s->x, row, bias);
     float a, b;
-    const float slots = trains(t, largest_of(s->x, lines), largest_d, &a, &b);
+    const float slots = trains(t, largest_of(s->x, row), largest_d, &a, &b);
     if (slots <= 0) return;
     const int64_t m = s->to - s->from, at = s->count * s->apart, out = s->out;
     const float *from = s->x + s->from;
@@ -708,11 +718,11 @@ static void add_pair(const Problem *p, const Update *t, Sums *s, const float *x,
             *(vec *)(p_x + k) = p, *(vec *)(s_x + k) = v;
             *(vec *)(square + k) = v * v, *(vec *)(signed_square + k) = v * p;
         }
-    float *row = s->d + s->count * 4 * out;
+    float *to = s->d + s->count * 4 * out;
     for (int64_t c = 0; c < out; c += WIDTH) {
         const vec v = probability(&own, *(const vec *)(s->e + c) * a), p_d = magnitude(v);
-        *(vec *)(row + c) = slots * p_d, *(vec *)(row + out + c) = slots * v;
-        *(vec *)(row + 2 * out + c) = slots * p_d * p_d, *(vec *)(row + 3 * out + c) = slots * v * p_d;
+        *(vec *)(to + c) = slots * p_d, *(vec *)(to + out + c) = slots * v;
+        *(vec *)(to + 2 * out + c) = slots * p_d * p_d, *(vec *)(to + 3 * out + c) = slots * v * p_d;
     }
     if (++s->count == CHUNK) add_block(s);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,21 @@ def test_a_folder_that_others_may_write_to_is_not_used(cache: Path) -> None:
     assert kernels.library is None
     assert "others may write to it" in kernels.reason
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("name", ["tiled_conv.c", "analog_conv.c", "common.h"])
+def test_every_source_decides_what_is_built(
+    cache: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = [shutil.copy(path, tmp_path) for path in (*compiled._SOURCES, compiled._HEADER)]
+    monkeypatch.setattr(compiled, "_SOURCES", tuple(map(Path, copies[:-1])))
+    monkeypatch.setattr(compiled, "_HEADER", Path(copies[-1]))
+    monkeypatch.setattr(compiled, "_FLAGS", ("-O0", "-fPIC", "-std=gnu11"))
+    assert _again().library is not None
+    with (tmp_path / name).open("a") as source:
+        source.write("/* changed */\n")
+    assert _again().library is not None
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_two_processes_at_once() -> None:
