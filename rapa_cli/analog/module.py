@@ -21,8 +21,9 @@ from rapa_cli.analog import passes
 from rapa_cli.analog.aware import InferenceArrays, aware_product
 from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.mapping import MappedBank, MappedReading
+from rapa_cli.analog.merged import Chunk
 from rapa_cli.analog.modifiers import ClipType
-from rapa_cli.analog.parameters import IOParameters, NoiseManagement
+from rapa_cli.analog.parameters import BoundManagement, IOParameters, NoiseManagement
 from rapa_cli.analog.passes import NoiseKey, supports, supports_update
 from rapa_cli.analog.periphery import Periphery, product
 from rapa_cli.kernels import cpu, reference
@@ -66,6 +67,11 @@ class Call:
         """How many patches each tile has."""
         counts: list[int] = torch.bincount(self.assignment.reshape(-1) + 1, minlength=self.tiles + 1).tolist()
         return counts[1:]
+
+    def counts(self, part: int, parts: int) -> Tensor:
+        """How many patches each tile has in one of so many parts of the batch, int64 (tiles,)."""
+        first, last = (len(self.assignment) * n // parts for n in (part, part + 1))
+        return torch.bincount(self.assignment[first:last].reshape(-1) + 1, minlength=self.tiles + 1)[1:]
 
     def rows(self, x: Tensor) -> Tensor:
         """The patches of images in the order of their tiles, (n, lines); lines: (kh, kw, C), then the bias."""
@@ -162,14 +168,25 @@ class PulsedMatrices(nn.Module):
                 raise RuntimeError("pulses: an ordinary optimizer made a step; arrays learn with AnalogSGD")
             self._watch()
             self._candidates.clear()
+            if self.pulses.grad is None:
+                self._waiting.clear()
         values: Tensor = _PulsedRead.apply(x, self.pulses, self, call)
         return values
 
     def step(self, lr: float) -> None:
-        """Gives the arrays the pulses that wait, one backward pass after the other; then one step of decay."""
-        backwards = 0 if self.pulses.grad is None else int(self.pulses.grad)
-        waiting = self._waiting[len(self._waiting) - backwards :] if backwards else []
-        self._waiting = []
+        """Gives the arrays the pulses that wait, one backward pass after the other; then one step of decay.
+
+        Raises:
+            RuntimeError: the gradient of `pulses`, which counts them, was changed.
+        """
+        count = 0.0 if self.pulses.grad is None else float(self.pulses.grad)
+        if not count.is_integer() or not 0 <= count <= len(self._waiting):
+            raise RuntimeError(
+                f"pulses: their gradient is {count:g}, but {len(self._waiting)} backward passes wait; it counts them, "
+                "so that only digital parameters can have their gradients clipped or scaled"
+            )
+        # They stay until `zero_grad`, as gradients do.
+        waiting = self._waiting[len(self._waiting) - int(count) :]
         with torch.no_grad():
             for update in waiting:
                 self._pulse(update, lr)
@@ -215,17 +232,19 @@ class PulsedMatrices(nn.Module):
         """Gives the arrays the pulses of one backward pass."""
         call, bank, work = update.call, self._whole, update.work
         generator = call.generator(_UPDATE, update.x.device)
-        if bank is None or work is None or not bank.merges or not supports_update(self.arrays.update):
+        rate = None if bank is None or work is None else bank.rate(lr)
+        if bank is None or work is None or rate is None or not supports_update(self.arrays.update):
             self.bank.update(call.rows(update.x), call.outputs(update.d), call.sizes, lr, generator)
             return
-        largest = max(call.sizes)
-        chunks = -(-largest // self.arrays.merge) if self.arrays.merge else 1
+        batch, chunks = torch.tensor(call.sizes), 1
+        if self.arrays.merge:
+            chunks = min(-(-int(batch.max()) // self.arrays.merge), len(update.x))
         for number in range(chunks):
             pulses = passes.moments(
-                work, update.x, update.d, lr, bank.granularity, self.arrays.update,
+                work, update.x, update.d, rate, bank.granularity, self.arrays.update,
                 bias_line=call.bias, chunk=(number, chunks),
             )  # fmt: skip
-            bank.apply(pulses, generator)
+            bank.apply(pulses, generator, Chunk(call.counts(number, chunks), batch, lr, self.arrays.aihwkit_compat))
 
     @property
     def _whole(self) -> AnalogBank | None:
@@ -399,7 +418,7 @@ class AwareMatrices(nn.Module):
             on_arrays = self.arrays.modifier.modify(on_arrays, call.generator(_MODIFIER, x.device))
         if self.input_range is not None:
             x = self._in_range(x)
-            scale = scale * self.input_range.detach()
+            scale = scale * self.input_range.detach().abs()
         if self.compensation is not None:
             scale = scale * self.compensation[:, None]
         y = _aware_images(x, on_arrays, self._periphery(), call) * _of_tiles(scale, call)
@@ -447,7 +466,7 @@ class AwareMatrices(nn.Module):
 
 
 class _InRange(torch.autograd.Function):
-    """clamp(x, -r, r) / r; r has the gradient of the clamp times that of the outputs' scale."""
+    """clamp(x, -|r|, |r|) / |r|; r has the gradient of the clamp times that of the outputs' scale."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, r: Tensor, matrices: AwareMatrices) -> Tensor:
@@ -460,10 +479,13 @@ class _InRange(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, r = ctx.saved_tensors
-        # The outputs are multiplied by r outside of this gradient, so that here stands what reaches clamp(x).
-        d = gradients[0] / r
-        to_x = torch.where(x.abs() < r, d, 0.0) if ctx.needs_input_grad[0] else None
-        to_r = ctx.settings.gradient({"input_range": r}, x, d) if ctx.needs_input_grad[1] else None
+        bound = r.abs()
+        # The outputs are multiplied by |r| outside of this gradient, so that here stands what reaches clamp(x).
+        d = gradients[0] / bound
+        to_x = torch.where(x.abs() < bound, d, 0.0) if ctx.needs_input_grad[0] else None
+        to_r = None
+        if ctx.needs_input_grad[1]:
+            to_r = torch.sign(r) * ctx.settings.gradient({"input_range": bound}, x, d)
         return to_x, to_r, None
 
 
@@ -475,6 +497,9 @@ def _aware_images(x: Tensor, weights: Tensor, periphery: Periphery, call: Call) 
     cut_alike = io.noise_management not in by_vector and (
         io.nm_thres <= 0 or io.noise_management is NoiseManagement.CONSTANT
     )
+    # Bound management that reads a patch again, smaller, cuts less of it, where inputs can be cut at all.
+    always_fit = io.noise_management is NoiseManagement.ABS_MAX or io.inp_bound <= 0
+    cut_alike = cut_alike and (always_fit or io.bound_management is BoundManagement.NONE)
     if cut_alike and _in_c(x, call) and supports(io, periphery.state, forward=True):
         y: Tensor = _AwareImages.apply(x, weights, io, call)
         return y
@@ -539,7 +564,7 @@ class _Rows(torch.autograd.Function):
 
 def _of_tiles(values: Tensor, call: Call) -> Tensor:
     """What belongs to each output pixel's tile: values (tiles, out), result (B or 1, out, h or 1, w or 1)."""
-    if len(values) == 1 and int(call.assignment.min()) >= 0:
+    if len(values) == 1 and bool((call.assignment >= 0).all()):
         return values[:, :, None, None]
     size = (call.geometry.out_height, call.geometry.out_width)
     # Where no tile computes stands a 0, which keeps a bias from there too.
