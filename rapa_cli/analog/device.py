@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -222,6 +222,22 @@ class PulsedBase(Device, abc.ABC):
         return d, rate
 
 
+class Responses(NamedTuple):
+    """What single pulses do to devices.
+
+    Attributes:
+        up: change of the weight by a pulse upwards without noise.
+        down: by one downwards; mostly below 0.
+        up_noise: what the noise `dw_min_std` xi of a pulse upwards is multiplied by.
+        down_noise: likewise downwards.
+    """
+
+    up: Tensor
+    down: Tensor
+    up_noise: Tensor
+    down_noise: Tensor
+
+
 class PulsedDevice(PulsedBase):
     """A device that changes by steps, with spreads between devices and between its own steps.
 
@@ -287,6 +303,14 @@ class PulsedDevice(PulsedBase):
         return self
 
     @abc.abstractmethod
+    def responses(self, w: Tensor, parameters: State) -> Responses:
+        """What pulses in both directions would do to devices, before the bounds apply.
+
+        Args:
+            w: weights, any shape.
+            parameters: the devices' parameters, in the shape of `w` each.
+        """
+
     def step(self, w: Tensor, up: Tensor, parameters: State, noise: Tensor | float) -> Tensor:
         """The change that one pulse makes, before the bounds apply.
 
@@ -294,11 +318,16 @@ class PulsedDevice(PulsedBase):
             w: weights (n,).
             up: bool (n,), the direction.
             parameters: the devices' parameters, (n,) each.
-            noise: `dw_min_std` xi, (n,).
+            noise: `dw_min_std` xi, (n,), or 0 for none.
 
         Returns:
             Change of w, (n,).
         """
+        both = self.responses(w, parameters)
+        change = torch.where(up, both.up, both.down)
+        if isinstance(noise, float) and noise == 0:
+            return change
+        return change + noise * torch.where(up, both.up_noise, both.down_noise)
 
     def granularity(self, compat: Compat = None) -> float:
         """The typical step at w = 0, which update management counts in: `dw_min`."""
@@ -372,7 +401,7 @@ class PulsedDevice(PulsedBase):
         """Draws new write noise for all devices."""
         if "hidden" in state:
             noise = self.noise_of_writing() * gauss(state["hidden"], generator)
-            state["weight"].copy_(state["hidden"] + noise)
+            torch.add(state["hidden"], noise, out=state["weight"])
 
     def write(self, state: State, weights: Tensor, generator: torch.Generator) -> None:
         """Sets what is kept, cut to each device's bounds; what is read has write noise."""
@@ -447,22 +476,19 @@ class PulsedDevice(PulsedBase):
             excess: what the numbers of pulses up and down exceed their means by, where several devices share that.
         """
         kept = _kept(state)
-        change, variance = torch.zeros_like(kept), torch.zeros_like(kept)
-        for upwards, count, spread in (
-            (True, pulses.up, pulses.up_variance),
-            (False, pulses.down, pulses.down_variance),
-        ):
-            direction = torch.full_like(kept, upwards, dtype=torch.bool)
-            step = self.step(kept, direction, state, 0.0)
-            if excess is None:
-                change += count * step
-                variance += spread * step**2
-            else:
-                change += (count + excess[0 if upwards else 1]) * step
-            if self.dw_min_std > 0:
-                noise = self.step(kept, direction, state, 1.0) - step
-                variance += count * (self.dw_min_std * noise) ** 2
-        kept.copy_(self.within(kept + change + variance.sqrt() * gauss(kept, generator), state))
+        both = self.responses(kept, state)
+        up, down = pulses.up, pulses.down
+        if excess is None:
+            variance = both.up.square().mul_(pulses.up_variance)
+            variance.addcmul_(both.down.square(), pulses.down_variance)
+        else:
+            up, down, variance = up + excess[0], down + excess[1], torch.zeros_like(kept)
+        if self.dw_min_std > 0:
+            noise = both.up_noise.square().mul_(pulses.up).addcmul_(both.down_noise.square(), pulses.down)
+            variance.add_(noise, alpha=self.dw_min_std**2)
+        change = torch.addcmul(kept, up, both.up).addcmul_(down, both.down)
+        change.addcmul_(variance.sqrt_(), gauss(kept, generator))
+        kept.copy_(self.within(change, state))
         self.show(state, generator)
 
     def adds(self, update: UpdateParameters) -> bool:

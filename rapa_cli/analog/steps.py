@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.device import PulsedDevice, State
+from rapa_cli.analog.device import PulsedDevice, Responses, State
 from rapa_cli.analog.noise import drawn
 from rapa_cli.analog.parameters import Compat
 
@@ -22,10 +22,11 @@ class ConstantStepDevice(PulsedDevice):
 
     kind: Literal["ConstantStep"] = "ConstantStep"
 
-    def step(self, w: Tensor, up: Tensor, parameters: State, noise: Tensor | float) -> Tensor:
-        """The change of one pulse."""
+    def responses(self, w: Tensor, parameters: State) -> Responses:
+        """Steps up and down."""
         del w
-        return torch.where(up, parameters["dwmin_up"], -parameters["dwmin_down"]) * (1 + noise)
+        up, down = parameters["dwmin_up"], -parameters["dwmin_down"]
+        return Responses(up, down, up, down)
 
 
 class NoisyWriteDevice(PulsedDevice):
@@ -80,12 +81,12 @@ class _Linear(NoisyWriteDevice):
             at = torch.as_tensor(reference, dtype=gamma.dtype, device=gamma.device)
             state[name] = torch.where(at != 0, -gamma * state[steps] / at, 0.0)
 
-    def step(self, w: Tensor, up: Tensor, parameters: State, noise: Tensor | float) -> Tensor:
-        """The change of one pulse."""
-        base = torch.where(up, parameters["dwmin_up"], parameters["dwmin_down"])
-        slope = torch.where(up, parameters["slope_up"], parameters["slope_down"]) * w
-        size = (slope + base) * (1 + noise) if self.mult_noise else slope + base * (1 + noise)
-        return torch.where(up, size, -size)
+    def responses(self, w: Tensor, parameters: State) -> Responses:
+        """Steps up and down."""
+        base_up, base_down = parameters["dwmin_up"], parameters["dwmin_down"]
+        up = base_up + parameters["slope_up"] * w
+        down = -(base_down + parameters["slope_down"] * w)
+        return Responses(up, down, up, down) if self.mult_noise else Responses(up, down, base_up, -base_down)
 
 
 class LinearStepDevice(_Linear):
@@ -183,14 +184,13 @@ class SoftBoundsReferenceDevice(NoisyWriteDevice):
         reference = parameters["reference"]
         return super().within(w + reference, parameters) - reference
 
-    def step(self, w: Tensor, up: Tensor, parameters: State, noise: Tensor | float) -> Tensor:
-        """The change of one pulse."""
-        bound = torch.where(up, parameters["max_bound"], parameters["min_bound"])
-        proper = torch.where(up, bound > 0, bound < 0)
-        near = torch.where(proper, (w + parameters["reference"]) / torch.where(proper, bound, 1.0), 0.0)
-        size = torch.where(up, parameters["dwmin_up"], parameters["dwmin_down"])
-        size = size * ((1 - near) * (1 + noise) if self.mult_noise else 1 - near + noise)
-        return torch.where(up, size, -size)
+    def responses(self, w: Tensor, parameters: State) -> Responses:
+        """Steps up and down."""
+        v, high, low = w + parameters["reference"], parameters["max_bound"], parameters["min_bound"]
+        base_up, base_down = parameters["dwmin_up"], -parameters["dwmin_down"]
+        up = base_up * (1 - torch.where(high > 0, v / high, 0.0))
+        down = base_down * (1 - torch.where(low < 0, v / low, 0.0))
+        return Responses(up, down, up, down) if self.mult_noise else Responses(up, down, base_up, base_down)
 
 
 class ExpStepDevice(NoisyWriteDevice):
@@ -237,14 +237,16 @@ class ExpStepDevice(NoisyWriteDevice):
             )
         return self
 
-    def step(self, w: Tensor, up: Tensor, parameters: State, noise: Tensor | float) -> Tensor:
-        """The change of one pulse."""
+    def responses(self, w: Tensor, parameters: State) -> Responses:
+        """Steps up and down."""
         span = parameters["max_bound"] - parameters["min_bound"]
         z = 2 * w * self.a / torch.where(span > 0, span, 1.0) + self.b
-        rising = parameters["dwmin_up"] * (1 - self.A_up * torch.exp(self.gamma_up * z)).clamp_min(0)
-        falling = parameters["dwmin_down"] * (1 - self.A_down * torch.exp(-self.gamma_down * z)).clamp_min(0)
-        change = torch.where(up, rising, -falling)
-        return change + noise * (change.abs() + self.dw_min_std_add + self.dw_min_std_slope * w.abs())
+        up = parameters["dwmin_up"] * (1 - self.A_up * torch.exp(self.gamma_up * z)).clamp_min_(0)
+        down = -parameters["dwmin_down"] * (1 - self.A_down * torch.exp(-self.gamma_down * z)).clamp_min_(0)
+        if self.dw_min_std_add == 0 and self.dw_min_std_slope == 0:
+            return Responses(up, down, up, down)
+        more = self.dw_min_std_add + self.dw_min_std_slope * w.abs()
+        return Responses(up, down, up.abs() + more, down.abs() + more)
 
 
 class PowStepDevice(NoisyWriteDevice):
@@ -280,14 +282,13 @@ class PowStepDevice(NoisyWriteDevice):
         down = self.pow_gamma * (-max(self.pow_up_down, 0.0) + gain - rho)
         state["gamma_up"], state["gamma_down"] = (up.abs(), down.abs()) if self.enforce_consistency else (up, down)
 
-    def step(self, w: Tensor, up: Tensor, parameters: State, noise: Tensor | float) -> Tensor:
-        """The change of one pulse."""
+    def responses(self, w: Tensor, parameters: State) -> Responses:
+        """Steps up and down."""
         high, low = parameters["max_bound"], parameters["min_bound"]
         span = torch.where(high > low, high - low, 1.0)
-        room = (torch.where(up, high - w, w - low) / span).clamp_min(0)
-        exponent = torch.where(up, parameters["gamma_up"], parameters["gamma_down"])
-        size = torch.where(up, parameters["dwmin_up"], parameters["dwmin_down"]) * room**exponent * (1 + noise)
-        return torch.where(up, size, -size)
+        up = parameters["dwmin_up"] * ((high - w) / span).clamp_min_(0) ** parameters["gamma_up"]
+        down = -parameters["dwmin_down"] * ((w - low) / span).clamp_min_(0) ** parameters["gamma_down"]
+        return Responses(up, down, up, down)
 
 
 class PiecewiseStepDevice(NoisyWriteDevice):
@@ -313,19 +314,17 @@ class PiecewiseStepDevice(NoisyWriteDevice):
             )
         return self
 
-    def step(self, w: Tensor, up: Tensor, parameters: State, noise: Tensor | float) -> Tensor:
-        """The change of one pulse."""
+    def responses(self, w: Tensor, parameters: State) -> Responses:
+        """Steps up and down."""
         high, low = parameters["max_bound"], parameters["min_bound"]
         sections = len(self.piecewise_up) - 1
         place = ((w - low) / torch.where(high > low, high - low, 1.0)).clamp(0, 1) * sections
         left = place.floor().clamp_max(max(sections - 1, 0)).long()
         right, part = (left + 1).clamp_max(sections), place - left
         rising, falling = w.new_tensor(self.piecewise_up), w.new_tensor(self.piecewise_down)
-        at_left = torch.where(up, rising[left], falling[left])
-        at_right = torch.where(up, rising[right], falling[right])
-        base = torch.where(up, parameters["dwmin_up"], parameters["dwmin_down"])
-        size = base * ((1 - part) * at_left + part * at_right) * (1 + noise)
-        return torch.where(up, size, -size)
+        up = parameters["dwmin_up"] * torch.lerp(rising[left], rising[right], part)
+        down = -parameters["dwmin_down"] * torch.lerp(falling[left], falling[right], part)
+        return Responses(up, down, up, down)
 
 
 AnyPulsed = Annotated[
