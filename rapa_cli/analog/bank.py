@@ -43,6 +43,10 @@ class Arrays(Frozen):
     mapping: Mapping = Mapping()
     aihwkit_compat: Compat = None
 
+    def exact(self) -> Arrays:
+        """The same arrays, updated by one vector pair after the other."""
+        return self.model_copy(update={"merge": 1})
+
     @model_validator(mode="after")
     def _works_together(self) -> Self:
         self.device.check(self.update)

@@ -1,15 +1,17 @@
 """Arrays by aihwkit's preset names: devices fitted to measurements, with the periphery that goes with them.
 
-`ReRamES()` is aihwkit's `ReRamESPreset`; `preset("ReRamES")` finds it by either name.
+`ReRamES()` is aihwkit's `ReRamESPreset`; `preset("ReRamES")` finds it by either name. Presets apply many vector pairs
+together, as each kind of device allows; `ReRamES(merge=1)` applies one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.cells import UpdatePolicy, VectorUnitCell
+from rapa_cli.analog.device import PulsedDevice
 from rapa_cli.analog.kinds import AnyDevice
 from rapa_cli.analog.mixed import MixedPrecisionCompound
 from rapa_cli.analog.onesided import OneSidedUnitCell
@@ -24,7 +26,19 @@ from rapa_cli.analog.steps import (
 from rapa_cli.analog.transfer import BufferedTransferCompound, TransferCompound
 from rapa_cli.errors import suggestion
 
-Preset = Callable[[], Arrays]
+
+class Preset(Protocol):
+    """Makes the arrays of a preset."""
+
+    def __call__(self, merge: int | None = None) -> Arrays:
+        """The arrays, with another `merge` than the preset's, if one is given; 1 is the exact update."""
+
+
+CHUNK = 256
+"""Vector pairs that state-dependent devices get together: mean and spread of the change stay within 5 % of exact."""
+
+CHUNK_OF_TTV2 = 64
+"""Vector pairs after which transfers are made where each pair has one: fewer than any layer of `full` has lines."""
 
 PRESET_IO = IOParameters(out_bound=20.0, out_noise=0.1)
 """The periphery of all device presets: a DAC of 7 bits and an ADC of 9."""
@@ -170,10 +184,32 @@ DEVICES: dict[str, AnyPulsed] = {
 """Single devices by aihwkit's names, without "PresetDevice"."""
 
 
+def _chunk(device: AnyDevice) -> int:
+    """How many vector pairs are applied together: all where steps are of one size or go in one direction only."""
+    if isinstance(device, ConstantStepDevice | OneSidedUnitCell):
+        return 0
+    if isinstance(device, BufferedTransferCompound):
+        return CHUNK_OF_TTV2
+    if isinstance(device, TransferCompound):
+        return _chunk(device.unit_cell_devices[0])
+    if isinstance(device, VectorUnitCell):
+        return max(_chunk(one) for one in device.unit_cell_devices)
+    return CHUNK if isinstance(device, PulsedDevice) else 1
+
+
 def _around(device: AnyDevice, update: UpdateParameters | None = None) -> Preset:
     """Arrays of a device with the periphery of all device presets."""
-    arrays = Arrays(device=device, forward=PRESET_IO, backward=PRESET_IO, update=update or UpdateParameters())
-    return lambda: arrays
+
+    def arrays(merge: int | None = None) -> Arrays:
+        return Arrays(
+            device=device,
+            forward=PRESET_IO,
+            backward=PRESET_IO,
+            update=update or UpdateParameters(),
+            merge=_chunk(device) if merge is None else merge,
+        )
+
+    return arrays
 
 
 def _several(device: AnyPulsed, count: int) -> Preset:
@@ -248,11 +284,13 @@ INFERENCE_PRESETS: dict[str, InferenceArrays] = {"StandardHWATraining": STANDARD
 """Arrays that are only programmed, by aihwkit's names, without "Preset": for hardware-aware training and inference."""
 
 
-def preset(name: str) -> Arrays | InferenceArrays:
+def preset(name: str, merge: int | None = None) -> Arrays | InferenceArrays:
     """Arrays by aihwkit's name.
 
     Args:
         name: as "ReRamES" or "ReRamESPreset".
+        merge: another number of vector pairs that are applied together; 1 is the exact update, 0 a whole batch. Arrays
+            of inference have none.
 
     Returns:
         `Arrays` of `PRESETS`, which are trained by pulses, or `InferenceArrays` of `INFERENCE_PRESETS`.
@@ -265,4 +303,4 @@ def preset(name: str) -> Arrays | InferenceArrays:
         return INFERENCE_PRESETS[short]
     if short not in PRESETS:
         raise ValueError(f"arrays: there is no preset '{name}'; {suggestion(short, [*PRESETS, *INFERENCE_PRESETS])}")
-    return PRESETS[short]()
+    return PRESETS[short](merge)

@@ -268,7 +268,8 @@ def test_mixed_precision_transfers_some_rows_and_bins_its_vectors() -> None:
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_a_bank_of_any_preset_goes_on_from_its_state(name: str) -> None:
     arrays = presets.PRESETS[name]()
-    assert presets.preset(f"{name}Preset") is arrays
+    assert presets.preset(f"{name}Preset") == arrays
+    assert presets.preset(name, merge=1) == presets.PRESETS[name](1) == arrays.exact()
     assert Arrays.model_validate_json(arrays.model_dump_json()) == arrays
     assert hash(Arrays.model_validate(arrays.model_dump(mode="json"))) == hash(arrays)
     generator, sizes = draws(2), [2, 3]

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from rapa_cli.analog import presets
 from rapa_cli.analog.bank import AnalogBank, Arrays
-from rapa_cli.analog.cells import VectorUnitCell
-from rapa_cli.analog.device import PulsedDevice
-from rapa_cli.analog.merged import moments
-from rapa_cli.analog.parameters import PulseType, UpdateParameters
+from rapa_cli.analog.cells import UpdatePolicy, VectorUnitCell
+from rapa_cli.analog.device import Device, PulsedDevice
+from rapa_cli.analog.merged import Chunk, Moments, apply_moments, moments
+from rapa_cli.analog.mixed import MixedPrecisionCompound
+from rapa_cli.analog.onesided import OneSidedUnitCell
+from rapa_cli.analog.parameters import IOParameters, PulseType, UpdateParameters
 from rapa_cli.analog.steps import ConstantStepDevice, SoftBoundsDevice
-from rapa_cli.analog.update import scales
+from rapa_cli.analog.transfer import BufferedTransferCompound, TransferCompound
+from rapa_cli.analog.update import Batch, scales
 from tests.analog.laws import assert_same_law, draws
 from tests.tolerances import assert_near
 
@@ -24,7 +27,35 @@ _ALIKE: dict[str, Any] = {"dw_min_dtod": 0.0, "up_down_dtod": 0.0, "w_max_dtod":
 _TILES, _OUT, _IN, _PAIRS = 400, 3, 4, 40
 
 
-def _changes(device: PulsedDevice, merge: int, gradient: float, pairs: int = _PAIRS) -> Tensor:
+def _alike(device: Device) -> Device:
+    """The same without spreads between devices and without write noise."""
+    if isinstance(device, PulsedDevice):
+        none = dict.fromkeys(
+            {"gamma_up_dtod", "gamma_down_dtod", "write_noise_std"} & set(type(device).model_fields), 0.0
+        )
+        return device.model_copy(update=_ALIKE | none)
+    parts = getattr(device, "unit_cell_devices", ())
+    return device.model_copy(update={"unit_cell_devices": tuple(_alike(part) for part in parts)})
+
+
+def _kept(bank: AnalogBank) -> Tensor:
+    return bank.state["hidden"].clone() if "hidden" in bank.state else bank.get_weights()
+
+
+def _assert_near_in_law(exact: Tensor, merged: Tensor, *, within: float = 0.05) -> None:
+    """Means and spreads of the change of each device over many tiles, the mean relative to the root mean square.
+
+    What the finite sample makes of both is taken off: the expected square of the error of the means, and nothing of
+    the ratio of spreads, whose mean over the devices has an error far below the limit.
+    """
+    mean, size = exact.mean(0), exact.pow(2).mean(0)
+    chance = (exact.var(0) + merged.var(0)) / len(exact)
+    bias = float((((merged.mean(0) - mean) ** 2 - chance) / size).mean())
+    assert max(bias, 0.0) ** 0.5 < within, f"means are off by {max(bias, 0.0) ** 0.5}"
+    assert float((merged.std(0) / exact.std(0)).mean()) == pytest.approx(1, abs=within)
+
+
+def _changes(device: Device, merge: int, gradient: float, pairs: int = _PAIRS) -> Tensor:
     """What one update does to as many tiles that get the same pairs: (tiles, out, in)."""
     bank = AnalogBank(Arrays(device=device, merge=merge), _TILES, _OUT, _IN, draws(1))
     generator = draws(2)
@@ -32,9 +63,9 @@ def _changes(device: PulsedDevice, merge: int, gradient: float, pairs: int = _PA
     d = gradient * torch.randn(pairs, _OUT, generator=generator)
     start = torch.linspace(-0.3, 0.3, _OUT * _IN).view(_OUT, _IN).expand(_TILES, -1, -1)
     bank.set_weights(start, draws())
-    before = bank.state.get("hidden", bank.state["weight"]).clone()
+    before = _kept(bank)
     bank.update(x.repeat(_TILES, 1), d.repeat(_TILES, 1), [pairs] * _TILES, 0.05, draws(3 + merge))
-    return bank.state.get("hidden", bank.state["weight"]) - before
+    return _kept(bank) - before
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -126,3 +157,178 @@ def test_what_cannot_be_merged_is_said_at_construction() -> None:
         with pytest.raises(ValidationError, match="merge: got 0, allowed is 1, or stochastic"):
             Arrays(device=kind, merge=0, update=UpdateParameters(pulse_type=PulseType.MEAN_COUNT))
     assert Arrays(device=device, merge=3, update=UpdateParameters(pulse_type=PulseType.NONE)).merge == 3
+
+
+def _layer_changes(device: Device, merge: int, gradient: float, lr: float, pairs: int = 4 * presets.CHUNK) -> Tensor:
+    """Changes of a slice of a layer by pairs like those of `full`: x from 0 to 1, many of them 0, small gradients."""
+    tiles, out, columns = 200, 4, 6
+    bank = AnalogBank(Arrays(device=device, merge=merge), tiles, out, columns, draws(1))
+    generator = draws(2)
+    x = torch.rand(pairs, columns, generator=generator) ** 2 * (torch.rand(pairs, columns, generator=generator) < 0.6)
+    # Lines with the largest values of a layer, which set the scales of all: that of the bias, and the steepest.
+    x[:, -1] = 1
+    d = gradient * torch.randn(pairs, out, generator=generator) * torch.rand(pairs, 1, generator=generator)
+    d += 0.1 * gradient * torch.tensor([1.0, -1.0, 0.5, 0.0])
+    start = torch.linspace(-0.7, 0.7, out * columns)[torch.randperm(out * columns, generator=generator)]
+    bank.set_weights(start.view(out, columns).expand(tiles, -1, -1), draws())
+    before = _kept(bank)
+    bank.update(x.repeat(tiles, 1), d.repeat(tiles, 1), [pairs] * tiles, lr, draws(3 + merge))
+    return _kept(bank) - before
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient", "lr"),
+    [
+        ("GokmenVlasov", 1e-3, 0.03),
+        ("EcRamMO", 1e-2, 0.1),
+        ("ReRamES", 1e-3, 0.03),
+        ("ReRamES", 1e-2, 0.1),
+        ("ReRamSB", 1e-2, 0.1),
+        ("PCM", 1e-2, 0.1),
+        ("ReRamES2", 1e-2, 0.1),
+    ],
+)
+def test_presets_merge_within_five_percent_of_exact(name: str, gradient: float, lr: float) -> None:
+    arrays = presets.PRESETS[name]()
+    device = _alike(arrays.device)
+    exact, merged = (_layer_changes(device, merge, gradient, lr) for merge in (1, arrays.merge))
+    _assert_near_in_law(exact, merged)
+
+
+def test_one_sided_pairs_may_get_a_whole_batch() -> None:
+    """Steps of PCM are so large that a few pulses fill a device; the chunk does not matter all the same."""
+    device = _alike(presets.PCM().device)
+    exact = _changes(device, 1, 0.5)
+    assert float(exact.std(0).mean()) > 0.1
+    for merge in (0, 10):
+        _assert_near_in_law(exact, _changes(device, merge, 0.5))
+
+
+@pytest.mark.parametrize("policy", list(UpdatePolicy))
+def test_vector_cells_divide_pulses_as_pairs_take_turns(policy: UpdatePolicy) -> None:
+    wide: dict[str, Any] = _ALIKE | {"w_max": 2.0, "w_min": -2.0}
+    steps = tuple(ConstantStepDevice(**wide, dw_min=step, dw_min_std=0.2) for step in (0.002, 0.001, 0.0015))
+    cell = VectorUnitCell(unit_cell_devices=steps, update_policy=policy)
+    exact, merged = (_changes(cell, merge, 0.002, pairs=200) for merge in (1, 0))
+    _assert_near_in_law(exact, merged)
+
+
+def test_vector_cells_with_many_pulses_for_each_pair_deviate_where_devices_differ() -> None:
+    """How far the merged law deviates: which device gets the large pairs is left to chance for each pulse."""
+    steps = tuple(ConstantStepDevice(**_ALIKE, dw_min=step, dw_min_std=0.0) for step in (0.0002, 0.00005))
+    cell = VectorUnitCell(unit_cell_devices=steps, update_policy=UpdatePolicy.SINGLE_RANDOM)
+    exact, merged = (_changes(cell, merge, 0.02).std(0).mean() for merge in (1, 0))
+    assert 0.3 < float(merged / exact) < 0.9
+    even = VectorUnitCell(unit_cell_devices=steps[:1] * 2, update_policy=UpdatePolicy.SINGLE_RANDOM)
+    exact, merged = (_changes(even, merge, 0.02).std(0).mean() for merge in (1, 0))
+    assert float(merged / exact) == pytest.approx(1, abs=0.05)
+
+
+def test_turns_go_on_where_the_last_chunk_left_them() -> None:
+    fine = ConstantStepDevice(**_ALIKE, dw_min=1e-6, dw_min_std=0.0)
+    cell = VectorUnitCell(unit_cell_devices=(fine,) * 3, update_policy=UpdatePolicy.SINGLE_SEQUENTIAL)
+    bank = AnalogBank(Arrays(device=cell, merge=5), 2, 1, 1, draws())
+    bank.update(torch.ones(8, 1), torch.full((8, 1), -1.0), [7, 1], 2e-5, draws())
+    # Pairs 1 to 7 go to the devices 1, 2, 0, 1, 2, 0, 1; within the chunks their shares are exact.
+    shares = torch.stack([bank.state[f"{k}.weight"].flatten() for k in range(3)], 1) / 2e-5
+    torch.testing.assert_close(shares, torch.tensor([[2.0, 3.0, 2.0], [0.0, 1.0, 0.0]]), atol=0.8, rtol=0)
+    assert bank.state["turn"].tolist() == [1, 1]
+    assert bank.state["updates"].tolist() == [7, 1]
+
+
+_FINE = ConstantStepDevice(**_ALIKE, dw_min=1e-6, dw_min_std=0.0, w_max=1.0, w_min=-1.0)
+_PERFECT = IOParameters(is_perfect=True)
+
+
+def test_tiki_taka_makes_the_transfers_of_a_chunk_after_it() -> None:
+    """Every second pair a column is due; a chunk of all pairs comes before all of them."""
+    mean = UpdateParameters(pulse_type=PulseType.MEAN_COUNT, desired_bl=4096)
+    cell = TransferCompound(
+        unit_cell_devices=(_FINE, _FINE),
+        transfer_forward=_PERFECT,
+        transfer_update=mean,
+        units_in_mbatch=False,
+        transfer_every=2.0,
+        fast_lr=0.002,
+        transfer_lr=0.5,
+    )
+    generator = draws(1)
+    x, d = torch.rand(7, 3, generator=generator), torch.randn(7, 2, generator=generator)
+    for merge, seen in ((0, (6, 6, 6)), (4, (4, 4, 6))):
+        update = UpdateParameters(desired_bl=4096)
+        bank = AnalogBank(Arrays(device=cell, update=update, merge=merge), 2, 2, 3, draws())
+        bank.update(x, d, [6, 1], 0.1, draws(2))
+        sums = [-0.002 * d[:n].T @ x[:n] for n in range(7)]
+        torch.testing.assert_close(bank.state["0.weight"][0], sums[6], atol=2e-4, rtol=0)
+        wanted = torch.stack([0.1 * 0.5 * sums[n][:, column] for column, n in enumerate(seen)], 1)
+        torch.testing.assert_close(bank.get_weights()[0], wanted, atol=2e-5, rtol=0)
+        assert not bank.get_weights()[1].any()
+        assert bank.state["slice"][:, 0].tolist() == [0, 0]
+
+
+def test_with_whole_batches_tiki_taka_keeps_its_order() -> None:
+    device = _alike(presets.DEVICES["EcRam"])
+    cell = TransferCompound(unit_cell_devices=(device, device), gamma=1.0, transfer_forward=_PERFECT, transfer_lr=20.0)
+    exact, merged = (_changes(cell, merge, 0.01) for merge in (1, 0))
+    _assert_near_in_law(exact, merged)
+
+
+def test_transfers_of_every_pair_come_chunk_by_chunk() -> None:
+    """How far the second version deviates: chunks below the number of columns stay near, a whole batch does not."""
+    cell = _alike(presets.TTv2EcRam().device)
+    assert isinstance(cell, BufferedTransferCompound)
+    tiles, columns, pairs = 20, 64, 640
+    x, d = torch.rand(pairs, columns, generator=draws(4)), torch.randn(pairs, 2, generator=draws(5)) + 0.3
+    means = []
+    for merge in (1, 32, 0):
+        bank = AnalogBank(Arrays(device=cell, merge=merge), tiles, 2, columns, draws())
+        bank.update(x.repeat(tiles, 1), d.repeat(tiles, 1), [pairs] * tiles, 0.1, draws(6 + merge))
+        assert bank.state["slice"][:, 0].eq(0).all()
+        means.append(torch.stack([bank.state[f"{k}.weight"].mean(0) for k in range(2)]))
+    exact, chunks, whole = means
+    largest = exact.abs().mean((1, 2))
+    errors = [((other - exact).abs().mean((1, 2)) / largest).tolist() for other in (chunks, whole)]
+    # Of the fast device, which does not depend on transfers, and of the slow one.
+    assert errors[0][0] < 0.05
+    assert errors[0][1] < 0.1
+    assert errors[1][1] > 0.3
+
+
+@pytest.mark.parametrize("in_batches", [True, False])
+def test_mixed_precision_is_exact_without_a_loop_over_pairs(in_batches: bool) -> None:
+    cell = MixedPrecisionCompound(
+        device=_FINE.model_copy(update={"dw_min": 0.01}),
+        transfer_every=1 if in_batches else 3,
+        units_in_mbatch=in_batches,
+    )
+    update = UpdateParameters(pulse_type=PulseType.MEAN_COUNT)
+    generator, sizes = draws(4), [5, 0, 7]
+    x, d = torch.randn(12, 4, generator=generator), torch.randn(12, 3, generator=generator)
+    together, alone = (AnalogBank(Arrays(device=cell, update=update), 3, 3, 4, draws()) for _ in range(2))
+    together.update(x, d, sizes, 0.02, draws())
+    batch = Batch(x, d, torch.tensor(sizes))
+    for number in range(7):
+        cell.update(alone.devices, batch.pairs(number), 0.02, update, draws())
+    assert together.get_weights()[0].any()
+    for name, values in together.state.items():
+        torch.testing.assert_close(values, alone.state[name])
+
+
+def test_cells_count_the_pairs_of_a_chunk() -> None:
+    cell = OneSidedUnitCell(unit_cell_devices=(_FINE, _FINE), refresh_every=1)
+    bank = AnalogBank(Arrays(device=cell, merge=0), 2, 2, 3, draws())
+    none = torch.zeros(2, 2, 3)
+    pulses = Moments(none + 50, none + 20, none, none)
+    with pytest.raises(ValueError, match="chunk: got none"):
+        bank.apply(pulses, draws())
+    bank.apply(pulses, draws(), Chunk(torch.tensor([3, 0]), torch.tensor([3, 0]), 0.1))
+    assert_near(bank.get_weights(), none + 30e-6)
+    assert bank.state["updates"].tolist() == [3, 0]
+    assert bank.rate(0.1) == 0.1
+    digital = AnalogBank(Arrays(device=MixedPrecisionCompound(device=_FINE), merge=0), 2, 2, 3, draws())
+    assert digital.rate(0.1) is None
+    with pytest.raises(ValueError, match="take no moments"):
+        digital.apply(pulses, draws())
+    single = AnalogBank(Arrays(device=_FINE, merge=0), 2, 2, 3, draws())
+    apply_moments(single.arrays.device, single.devices, pulses, draws())
+    assert_near(single.get_weights(), none + 30e-6)
