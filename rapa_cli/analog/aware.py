@@ -51,7 +51,8 @@ class InferenceArrays(Frozen):
     @model_validator(mode="after")
     def _has_one_range(self) -> Self:
         free = (NoiseManagement.NONE, NoiseManagement.CONSTANT)
-        if self.input_range is not None and self.forward.noise_management not in free:
+        managed = not self.forward.is_perfect and self.forward.noise_management not in free
+        if self.input_range is not None and managed:
             raise ValueError(
                 f"input_range: with noise_management {self.forward.noise_management} inputs are scaled twice; "
                 "allowed are None and Constant"

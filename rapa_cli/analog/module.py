@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from rapa_cli.analog.aware import InferenceArrays, aware_product
 from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.mapping import MappedBank, MappedReading
 from rapa_cli.analog.merged import Chunk
-from rapa_cli.analog.modifiers import ClipType
+from rapa_cli.analog.modifiers import ClipType, RemapType
 from rapa_cli.analog.parameters import BoundManagement, IOParameters, NoiseManagement
 from rapa_cli.analog.passes import NoiseKey, supports, supports_update
 from rapa_cli.analog.periphery import Periphery, product
@@ -201,8 +201,7 @@ class PulsedMatrices(nn.Module):
             work = call.work(x, self._shape[1])
             y, clipped = passes.forward(work, x, bank.shown, io, call.key, bias_line=call.bias)
             return y, _Reading(work, clipped, None)
-        generator = call.generator(_FORWARD, x.device)
-        rows = self.bank.forward(call.rows(x), call.sizes, generator, noise=self.noise)
+        rows = self._forward_rows(x, call)
         return call.images(rows.values), _Reading(None, None, rows)
 
     def _backward(self, x: Tensor, d: Tensor, call: Call, reading: _Reading) -> Tensor:
@@ -224,9 +223,17 @@ class PulsedMatrices(nn.Module):
         rows = reading.rows
         if rows is None:
             # Only the forward reading was one for the kernels.
-            rows = self.bank.forward(call.rows(x), call.sizes, call.generator(_FORWARD, x.device), noise=self.noise)
+            rows = self._forward_rows(x, call)
         generator = call.generator(_BACKWARD, d.device)
-        return call.folded(self.bank.backward(call.outputs(d), call.sizes, generator, rows, noise=self.noise), x.shape)
+        with _averages(self.bank.state, learned=self.training):
+            back = self.bank.backward(call.outputs(d), call.sizes, generator, rows, noise=self.noise)
+        return call.folded(back, x.shape)
+
+    def _forward_rows(self, x: Tensor, call: Call) -> MappedReading:
+        """Reads the patches as vectors."""
+        generator = call.generator(_FORWARD, x.device)
+        with _averages(self.bank.state, learned=self.training):
+            return self.bank.forward(call.rows(x), call.sizes, generator, noise=self.noise)
 
     def _pulse(self, update: _Update, lr: float) -> None:
         """Gives the arrays the pulses of one backward pass."""
@@ -372,6 +379,7 @@ class AwareMatrices(nn.Module):
         generator: for what is drawn once; by default seeded by torch's global generator.
 
     Attributes:
+        scale: buffer, what a weight of 1 on the arrays counts in the layer, (tiles, out), where arrays scale weights.
         input_range: parameter, r, or None.
         noise: whether readings have noise.
         weights: what is read in place of the layer's weights, scaled to the arrays, (tiles, out, lines); None are the
@@ -379,12 +387,17 @@ class AwareMatrices(nn.Module):
         compensation: what the outputs of each tile are multiplied by, (tiles,), or None.
     """
 
+    scale: Tensor
+
     def __init__(
         self, arrays: InferenceArrays, tiles: int, out: int, lines: int, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.arrays, self.noise = arrays, True
         self._shape = (tiles, out, lines)
+        self._scaled = arrays.weight_scaling_omega > 0 or arrays.remap.type is not RemapType.NONE
+        if self._scaled:
+            self.register_buffer("scale", torch.ones(tiles, out))
         self.weights: Tensor | None = None
         self.compensation: Tensor | None = None
         self.input_range: nn.Parameter | None = None
@@ -421,27 +434,39 @@ class AwareMatrices(nn.Module):
             scale = scale * self.input_range.detach().abs()
         if self.compensation is not None:
             scale = scale * self.compensation[:, None]
-        y = _aware_images(x, on_arrays, self._periphery(), call) * _of_tiles(scale, call)
+        periphery = self._periphery()
+        with _averages(periphery.state, learned=self.training):
+            y = _aware_images(x, on_arrays, periphery, call)
+        y = y * _of_tiles(scale, call)
         return y if bias is None else y + _of_tiles(bias, call)
 
     @property
-    def clips(self) -> bool:
-        """Whether weights are clipped after each step of an optimizer."""
-        return self.arrays.clip.type is not ClipType.NONE
+    def limits(self) -> bool:
+        """Whether weights are clipped or remapped after each step of an optimizer."""
+        return self.arrays.clip.type is not ClipType.NONE or self.arrays.remap.type is not RemapType.NONE
 
-    def clipped(self, weights: Tensor) -> Tensor:
-        """Weights of the layer (tiles, out, lines), clipped as they lie on the arrays."""
-        scale = self.scales(weights)[:, :, None]
-        return self.arrays.clip.clip(weights / scale) * scale
+    def limited(self, weights: Tensor) -> Tensor:
+        """Weights of the layer (tiles, out, lines), clipped as they lie on the arrays, whose scales are remapped."""
+        scale = self.scales(weights)
+        clipped = self.arrays.clip.clip(weights / scale[:, :, None])
+        limited = clipped * scale[:, :, None]
+        if self._scaled:
+            self.scale.copy_(self.arrays.remap.remap(clipped, scale)[1])
+        return limited
+
+    def scale_to(self, weights: Tensor) -> None:
+        """Sets the scales for new weights of the layer."""
+        if not self._scaled:
+            return
+        omega = self.arrays.weight_scaling_omega
+        lines = weights.detach().abs().amax(2)
+        largest = lines if self.arrays.weight_scaling_columnwise else lines.amax(1, keepdim=True)
+        fitting = torch.where(largest > 0, largest / omega, 1.0) if omega > 0 else torch.ones_like(lines)
+        self.scale.copy_(fitting.expand_as(lines))
 
     def scales(self, weights: Tensor) -> Tensor:
         """What a weight of 1 on the arrays counts in the layer, (tiles, out)."""
-        omega = self.arrays.weight_scaling_omega
-        lines = weights.detach().abs().amax(2)
-        if omega <= 0:
-            return torch.ones_like(lines)
-        largest = lines if self.arrays.weight_scaling_columnwise else lines.amax(1, keepdim=True).expand_as(lines)
-        return torch.where(largest > 0, largest / omega, 1.0)
+        return self.scale if self._scaled else weights.new_ones(self._shape[:2])
 
     def _periphery(self) -> Periphery:
         state = {name.removeprefix(_LINES): v for name, v in self.named_buffers() if name.startswith(_LINES)}
@@ -455,7 +480,7 @@ class AwareMatrices(nn.Module):
         assert r is not None
         assert isinstance(self.batches, Tensor)
         state = {"input_range": r.data, "batches": self.batches}
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and x.numel():
             settings.observe(state, x)
         inputs: Tensor = _InRange.apply(x, r, self)
         return inputs
@@ -569,7 +594,17 @@ def _of_tiles(values: Tensor, call: Call) -> Tensor:
     size = (call.geometry.out_height, call.geometry.out_width)
     # Where no tile computes stands a 0, which keeps a bias from there too.
     both = torch.cat([values, values.new_zeros(1, values.shape[1])])
-    return both[call.assignment].view(len(call.assignment), *size, -1).permute(0, 3, 1, 2)
+    return both[call.assignment].view(len(call.assignment), *size, values.shape[1]).permute(0, 3, 1, 2)
+
+
+@contextlib.contextmanager
+def _averages(state: Mapping[str, Tensor], *, learned: bool) -> Iterator[None]:
+    """Has the running divisors of a reading stay as they were after it, unless they are learned."""
+    names = [] if learned else [name for name in state if name.endswith("nm_average")]
+    before = [state[name].clone() for name in names]
+    yield
+    for name, values in zip(names, before, strict=True):
+        state[name].copy_(values)
 
 
 def _any_generator() -> torch.Generator:

@@ -7,7 +7,6 @@ management. A bank of tiles is read at once, its vectors in the order of their t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -72,7 +71,7 @@ class Periphery:
 
         Returns:
             Those that the parameters ask for: `v_offset`, `out_nonlinearity`, `out_noise` of shape (tiles, out),
-            `w_asymmetry` (tiles, out, in), and `nm_average` (tiles,), the running divisor of AVERAGE_ABS_MAX, NaN
+            `w_asymmetry` (tiles, out, in), and `nm_average` (tiles,), the running divisor of AVERAGE_ABS_MAX, -1
             before the first vector and changed by every reading.
         """
         state: dict[str, Tensor] = {}
@@ -89,7 +88,7 @@ class Periphery:
         if io.w_read_asymmetry_dtod > 0:
             state["w_asymmetry"] = drawn(shape, 1.0, io.w_read_asymmetry_dtod, generator, place)
         if io.noise_management is NoiseManagement.AVERAGE_ABS_MAX:
-            state["nm_average"] = torch.full(lines[:1], torch.nan, device=place)
+            state["nm_average"] = torch.full(lines[:1], -1.0, device=place)
         return state
 
     def read(
@@ -192,7 +191,7 @@ class Periphery:
         for tile, values in enumerate(groups(largest, sizes)):
             for value in values.tolist():
                 before = running[tile]
-                running[tile] = value if math.isnan(before) else (1 - _FORGETTING) * before + _FORGETTING * value
+                running[tile] = value if before < 0 else (1 - _FORGETTING) * before + _FORGETTING * value
                 averages.append(running[tile])
         self.state["nm_average"].copy_(torch.tensor(running))
         return largest.new_tensor(averages)

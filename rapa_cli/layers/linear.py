@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,8 +60,11 @@ class AnalogLinear(ArrayLayer):
         """
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is (..., {self.in_features})")
-        images = x.reshape(len(x) if x.ndim > 1 else 1, -1, self.in_features)
-        batch, vectors = images.shape[:2]
+        batch = len(x) if x.ndim > 1 else 1
+        vectors = math.prod(x.shape[1:-1])
+        if not vectors:
+            return x @ x.new_zeros(self.in_features, self.out_features)
+        images = x.reshape(batch, vectors, self.in_features)
         # Vectors are pixels of images with as many channels as the layer has inputs.
         pixels = images.permute(0, 2, 1)[..., None]
         assignment = torch.zeros(batch, vectors, dtype=torch.int64, device=x.device)

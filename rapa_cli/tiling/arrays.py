@@ -52,6 +52,12 @@ class ArrayLayer(KeyedLayer, abc.ABC):
         """Makes parameters or arrays for weights like these, and draws them."""
         self._like = weight.shape, None if bias is None else bias.shape
         if isinstance(self.arrays, Arrays):
+            bound = self.arrays.mapping.input_range
+            if bias is not None and 0 < bound < 1:
+                raise ValueError(
+                    f"arrays: got mapping.input_range {bound:g}, which cuts the input of the bias, 1; allowed are 0, "
+                    "numbers from 1, and layers without a bias"
+                )
             self.matrices = PulsedMatrices(self.arrays, *self.to_lines(weight, bias).shape)
         else:
             self.weight = nn.Parameter(weight)
@@ -67,10 +73,12 @@ class ArrayLayer(KeyedLayer, abc.ABC):
         bound = 1 / math.sqrt(self.fan_in)
         if self.matrices is not None:
             generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            self.matrices.draw(generator)
-        # Drawn in the order of the shape, whatever the order in memory.
+        # Drawn in the order of the shape, whatever the order in memory, and first, so that all arrays start alike.
         weight = torch.empty(of_weight).uniform_(-bound, bound, generator=generator)
         bias = None if of_bias is None else torch.empty(of_bias).uniform_(-bound, bound, generator=generator)
+        if self.matrices is not None:
+            assert generator is not None
+            self.matrices.draw(generator)
         self.set_weights(weight, bias, generator)
 
     @property
@@ -92,16 +100,20 @@ class ArrayLayer(KeyedLayer, abc.ABC):
                 place = self.matrices.pulses.device
                 self.matrices.bank.set_weights(self.to_lines(weight, bias).to(place), generator)
                 return
-            self.weight.copy_(weight)
-            if self.bias is not None and bias is not None:
-                self.bias.copy_(bias)
+            self._copy(weight, bias)
+            if self.matrices is not None:
+                self.matrices.scale_to(self._lines())
 
     def after_step(self) -> None:
-        """What follows a step of the optimizer: inference arrays may clip their weights."""
-        if isinstance(self.matrices, AwareMatrices) and self.matrices.clips:
+        """What follows a step of the optimizer: inference arrays may clip and remap their weights."""
+        if isinstance(self.matrices, AwareMatrices) and self.matrices.limits:
             with torch.no_grad():
-                weight, bias = self.from_lines(self.matrices.clipped(self._lines()))
-                self.set_weights(weight, bias)
+                self._copy(*self.from_lines(self.matrices.limited(self._lines())))
+
+    def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight.copy_(weight)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
 
     def number_of_weights(self) -> int:
         """Weights and biases, whatever they lie on."""
