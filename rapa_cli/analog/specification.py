@@ -9,10 +9,11 @@ from typing import Any
 from rapa_cli import config
 from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.bank import Arrays
-from rapa_cli.analog.presets import PRESETS, preset
+from rapa_cli.analog.presets import INFERENCE_PRESETS, PRESETS, preset
 from rapa_cli.errors import ConfigError, suggestion
 
 IDEAL = "ideal"
+_ALL_PRESETS = "`rapa inspect --presets` lists all"
 
 
 def arrays_of(specification: str | Mapping[str, Any]) -> Arrays | InferenceArrays | None:
@@ -34,16 +35,20 @@ def arrays_of(specification: str | Mapping[str, Any]) -> Arrays | InferenceArray
         try:
             return preset(specification)
         except ValueError:
-            hint = suggestion(specification.removesuffix("Preset"), [IDEAL, *PRESETS])
+            known = [IDEAL, *PRESETS, *INFERENCE_PRESETS]
+            near = suggestion(specification.removesuffix("Preset"), known)
+            # There are too many to name all.
+            hint = _ALL_PRESETS if near.startswith("known") else near
             raise ConfigError(f"arrays: there is no preset '{specification}'", hint=hint) from None
     table = dict(specification)
     name = table.pop("preset", None)
     base: dict[str, Any] = {}
-    kind: type[Arrays] | type[InferenceArrays] = InferenceArrays if "noise_model" in table else Arrays
+    only_inference = InferenceArrays.model_fields.keys() - Arrays.model_fields.keys()
+    kind: type[Arrays] | type[InferenceArrays] = InferenceArrays if only_inference & table.keys() else Arrays
     if name is not None:
         found = arrays_of(str(name))
         if found is None:
-            raise ConfigError("arrays: preset 'ideal' has no parameters", hint=f"name one of {', '.join(PRESETS)}")
+            raise ConfigError("arrays: preset 'ideal' has no parameters", hint=_ALL_PRESETS)
         base, kind = found.model_dump(mode="json"), type(found)
     return config.validate(
         kind, _merged(base, table), "arrays", hint="see `rapa inspect NAME` for a preset's parameters"

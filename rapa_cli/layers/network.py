@@ -79,7 +79,12 @@ def build(
     definition = resolve(definition, shape)
     # Layers draw weights as they are made; the seed's take their place, and torch's global generator stays as it was.
     with torch.random.fork_rng(devices=[]):
-        network = _assembled(definition, shape, classes, statistics)
+        try:
+            network = _assembled(definition, shape, classes, statistics)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error), hint="change the arrays, or the layers on them") from None
     _initialise(network, seed)
     return network
 
