@@ -277,6 +277,12 @@ def _problem(model: type[BaseModel], entry: Any) -> tuple[str, str | None]:
         return f"'{name}' is missing", None
     got = repr(entry["input"])
     got = got if len(got) <= 60 else f"{got[:57]}..."
+    if kind == "value_error":
+        # What a check of a table says stands for itself.
+        said = str(entry["ctx"]["error"])
+        if isinstance(entry["input"], dict):
+            return f"{name}: {said}" if place else said, None
+        return f"{name}: {said}, got {got}", None
     if kind == "literal_error":
         return f"{name}: {entry['msg'].lower()}, got {got}", _nearest(entry["input"], entry["ctx"]["expected"])
     if kind == "union_tag_invalid":
