@@ -40,7 +40,7 @@ def reduce(
     from rapa_cli.analysis.evaluation import evaluate
     from rapa_cli.analysis.reduction import WAYS
     from rapa_cli.analysis.reduction import reduce as make_ordinary
-    from rapa_cli.commands.session import counting, labelled, subject
+    from rapa_cli.commands.session import arrays_line, counting, labelled, subject
     from rapa_cli.files import make_folder
     from rapa_cli.layers.network import Network
 
@@ -84,6 +84,7 @@ def reduce(
                 "ci95_after": after.ci95,
                 "output": target,
                 "seed": seed,
+                **chosen.arrays,
             }
         )
         return
@@ -91,6 +92,6 @@ def reduce(
         f"test error tiled    {before.error:.2f} %  (one draw, seed {seed})\n"
         f"test error reduced  {after.error:.2f} %  (by {by})\n"
         f"{before.images} images of {chosen.data}\n"
-        f"checkpoint {labelled(chosen.path)}\n"
+        f"checkpoint {labelled(chosen.path)}{arrays_line(chosen.arrays)}\n"
         f"wrote {target}"
     )

@@ -179,10 +179,9 @@ def _note_arrays(training: Training) -> None:
     if arrays != IDEAL:
         console.note(f"arrays {label(arrays)}")
     if training.sgd.without:
-        console.note(
-            f"momentum {recipe.momentum:g} and weight decay {recipe.weight_decay:g} of the recipe do not exist on arrays "
-            "that learn by pulses: they are 0 there"
-        )
+        settings = {"momentum": recipe.momentum, "weight decay": recipe.weight_decay}
+        asked = " and ".join(f"{name} {value:g}" for name, value in settings.items() if value)
+        console.note(f"{asked}: 0 on the arrays, which learn by pulses")
 
 
 def _manifest(
