@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rapa_cli.analog.device import PulsedBase, PulsedDevice, State, load_into
+from rapa_cli.analog.device import PulsedBase, State, load_into
 from rapa_cli.analog.kinds import AnyDevice
 from rapa_cli.analog.merged import MERGEABLE, Chunk, Moments, apply_moments
 from rapa_cli.analog.parameters import Compat, IOParameters, Mapping, UpdateParameters
@@ -261,11 +261,6 @@ class AnalogBank:
         device, merged = self.arrays.device, self.arrays.merge != 1
         by_moments = merged and not device.adds(self.arrays.update) and device.merges(self.arrays.update)
         return device.rate(lr) if by_moments else None
-
-    @property
-    def merges(self) -> bool:
-        """Whether chunks of pairs are applied together by the moments of their pulses alone."""
-        return isinstance(self.arrays.device, PulsedDevice) and self.rate(1.0) is not None
 
     @property
     def granularity(self) -> float:

@@ -9,6 +9,8 @@ What is exact and what is not:
 - Steps that depend on the weight have the size that they have at the beginning of the chunk, and bounds apply at its
   end. The error grows with the change of a chunk, relative to the range over which steps change.
 
+- Devices with write noise are read with new noise after every chunk, those too that got no pulse.
+
 Of cells of several devices:
 
 - One-sided pairs: whole numbers of pulses are drawn and given to the device of their direction one after the other.

@@ -6,7 +6,6 @@ digital buffer first, and writes whole steps of that.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, Self
 
@@ -243,7 +242,7 @@ class BufferedTransferCompound(TransferCompound):
     omega - (1 - momentum) n h.
 
     State: that of `TransferCompound`; `buffer.k` of each device but the last, (tiles, out, in); with `auto_scale`
-    `largest`, (tiles, 2), the running means of max|x| and max|d|, NaN before the first pair.
+    `largest`, (tiles, 2), the running means of max|x| and max|d|, -1 before the first pair.
 
     Attributes:
         thres_scale: see above.
@@ -274,7 +273,7 @@ class BufferedTransferCompound(TransferCompound):
         for k in range(len(self.unit_cell_devices) - 1):
             state[f"buffer.{k}"] = torch.zeros(shape, device=place)
         if self.auto_scale:
-            state["largest"] = torch.full((shape[0], 2), torch.nan, device=place)
+            state["largest"] = torch.full((shape[0], 2), -1.0, device=place)
         return state
 
     def rate(self, lr: float) -> float | None:
@@ -344,9 +343,9 @@ class BufferedTransferCompound(TransferCompound):
 
 
 def _running_means(before: Tensor, values: Tensor, momentum: float) -> Tensor:
-    """m_i = momentum m_(i-1) + (1 - momentum) v_i of each column of (n, 2); a mean that is NaN begins with v_1."""
+    """m_i = momentum m_(i-1) + (1 - momentum) v_i of each column of (n, 2); a mean below 0 begins with v_1."""
     means, mean = [], [float(value) for value in before]
     for row in values.tolist():
-        mean = [v if math.isnan(m) else momentum * m + (1 - momentum) * v for m, v in zip(mean, row, strict=True)]
+        mean = [v if m < 0 else momentum * m + (1 - momentum) * v for m, v in zip(mean, row, strict=True)]
         means.append(mean)
     return values.new_tensor(means)

@@ -20,7 +20,7 @@ from rapa_cli.analog.parameters import IOParameters, PulseType, UpdateParameters
 from rapa_cli.analog.steps import ConstantStepDevice, SoftBoundsDevice
 from rapa_cli.analog.transfer import BufferedTransferCompound, TransferCompound
 from rapa_cli.analog.update import Batch, scales
-from tests.analog.laws import assert_same_law, draws
+from tests.analog.laws import assert_same_law, assert_uncorrelated, draws
 from tests.tolerances import assert_near
 
 _ALIKE: dict[str, Any] = {"dw_min_dtod": 0.0, "up_down_dtod": 0.0, "w_max_dtod": 0.0, "w_min_dtod": 0.0}
@@ -119,6 +119,20 @@ def test_devices_of_a_line_are_correlated_only_in_the_exact_update() -> None:
     exact, merged = correlations
     assert exact > 0.1
     assert merged < 0.06
+
+
+def test_tiles_are_independent_and_have_one_law() -> None:
+    device = ConstantStepDevice(w_max=5.0, w_min=-5.0)
+    for merge in (1, 0):
+        bank = AnalogBank(Arrays(device=device, merge=merge), 3, 40, 50, draws(1))
+        x, d = torch.rand(10, 50, generator=draws(2)), torch.rand(10, 40, generator=draws(3)) - 0.5
+        bank.update(x.repeat(3, 1), d.repeat(3, 1), [10] * 3, 0.01, draws(4 + merge))
+        mean, pulses = -0.01 * d.T @ x, d.abs().T @ x
+        # What is left is the spread of devices and of chance, the same in every tile.
+        rest = [((bank.get_weights()[tile] - mean) / pulses.sqrt())[::3, ::5] for tile in range(3)]
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            assert_same_law(rest[first], rest[second])
+            assert_uncorrelated(rest[first], rest[second])
 
 
 def test_smaller_chunks_come_nearer_where_steps_depend_on_the_weight() -> None:
