@@ -301,7 +301,7 @@ def passes(times: Sequence[float], repeats: int) -> int:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 0 s, 90 s, 1.5 h, 1 y (of 365 days)."""
+    """A time for people: 0 s, 100 s, 1.5 h, 1 y (of 365 days)."""
     for name, size in _UNITS:
         text = f"{seconds / size:.4g}"
         if seconds >= size and math.isclose(float(text) * size, seconds, rel_tol=1e-9):

@@ -17,6 +17,10 @@ _MAX_SEED = 2**32 - 1
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 # An exponent of at most three digits keeps the exact fractions below small.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+_LONGEST = 1000 * _SECONDS["y"]
+_TIME = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?\s*([a-z]*)", re.ASCII | re.IGNORECASE)
+_TIMES_HINT = "write times with commas, in seconds or with a unit s, m, h, d, w or y: 0,1h,1d,1y"
 _LEVELS_HINT = "write numbers or fractions with commas (0,1/255,4/255) or a range start:stop:count (0:30:7)"
 
 
@@ -112,6 +116,35 @@ def parse_levels(text: str, name: str) -> list[float]:
         if len(levels) > MAX_LEVELS:
             raise ConfigError(f"{name}: got more than {MAX_LEVELS} levels in '{_short(text)}'", hint=_LEVELS_HINT)
     return levels
+
+
+def parse_times(text: str, name: str) -> list[float]:
+    """Reads a list of times such as `0,90,1h,1d,1y`.
+
+    Args:
+        text: numbers from 0 with commas between them, each in seconds or with a unit: s, m or min, h, d, w, and y of
+            365 days.
+        name: the option, for messages.
+
+    Returns:
+        Seconds in the order written, each time once.
+
+    Raises:
+        ConfigError: nothing was written, or a piece is no time or longer than 1,000 years.
+    """
+    times = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        if not piece:
+            raise ConfigError(f"{name}: got an empty time", hint=_TIMES_HINT)
+        where = f"'{_short(piece)}'" if piece == text else f"'{_short(piece)}' in '{_short(text)}'"
+        found = _TIME.fullmatch(piece)
+        if found is None or found[3].lower() not in _SECONDS or len(piece) > 100:
+            raise ConfigError(f"{name}: got {where}, which is no time from 0", hint=_TIMES_HINT)
+        seconds = float(found[1] + (found[2] or "")) * _SECONDS[found[3].lower()]
+        if seconds > _LONGEST:
+            raise ConfigError(f"{name}: got {where}, allowed are times up to 1000y", hint=_TIMES_HINT)
+        times.append(seconds)
+    return list(dict.fromkeys(times))
 
 
 def parse_tiles(text: str, name: str = "--tiles") -> tuple[int, ...]:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from rapa_cli.files import atomic, make_folder
 
 if TYPE_CHECKING:
     from rapa_cli.analysis.benchmark import Row
+    from rapa_cli.analysis.drift import Drift
     from rapa_cli.analysis.response import Response
 
 _TRAIN, _TEST = "#4477aa", "#cc3311"
 _UP, _DOWN, _SINGLE = "#4477aa", "#cc3311", "#999999"
+_SINGLE_DRAW, _VOTE = "#4477aa", "#cc3311"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -114,6 +116,53 @@ def device_response(found: Response, title: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def error_against_time(found: Drift, title: str) -> Figure:
+    """Errors against the time after programming, single draws and votes, with standard errors over programmings.
+
+    Time runs on a logarithmic axis from when the noise model reads for the first time, where 0 seconds stands.
+    """
+    from rapa_cli.analysis.drift import duration
+
+    figure = _figure(6.4, 4.2)
+    axes = figure.add_subplot()
+    ages = sorted(found.ages, key=lambda age: age.seconds)
+    places = [age.seconds + age.t_0 for age in ages]
+    singles = [(age.single_error, age.single_se) for age in ages]
+    votes = [(age.vote_error, age.vote_se) for age in ages]
+    low, high = (places[0], places[-1]) if len(places) > 1 else (places[0] / 2, 2 * places[0])
+    lines: list[Any] = []
+    # The bars of both would else lie on each other.
+    for label, colour, marker, points, digital, aside in (
+        ("single draw", _SINGLE_DRAW, "o", singles, found.digital_single, -0.004),
+        (f"vote of {found.votes}", _VOTE, "s", votes, found.digital_vote, 0.004),
+    ):
+        beside = [place * (high / low) ** aside for place in places]
+        means, errors = zip(*points, strict=True)
+        bars = None if found.repeats == 1 else errors
+        lines += [
+            axes.errorbar(beside, means, bars, color=colour, marker=marker, markersize=4, capsize=3, label=label),
+            axes.axhline(digital, color=colour, linewidth=1, linestyle="--", label=f"{label}, digital"),
+        ]
+    axes.set_xscale("log")
+    room = (high / low) ** 0.04
+    axes.set_xlim(low / room, high * room)
+    # Times that would stand too near to the one before have no label.
+    shown: list[tuple[float, str]] = []
+    for place, age in zip(places, ages, strict=True):
+        if not shown or math.log(place / shown[-1][0]) > 0.09 * math.log(high / low):
+            shown.append((place, duration(age.seconds)))
+    axes.set_xticks([place for place, _ in shown], [label for _, label in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel=f"time after programming (logarithmic, from {ages[0].t_0:g} s)", ylabel="error (%)")
+    over = "" if found.repeats == 1 else f"; bars: standard error over {found.repeats} programmings"
+    axes.set_title(f"{title}\n{found.images:,} images{over}", loc="left", fontsize=10, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(handles=lines, frameon=False, fontsize=8)
     return figure
 
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.onesided import OneSidedUnitCell
 from rapa_cli.analog.steps import ConstantStepDevice, LinearStepDevice
+from rapa_cli.analysis.drift import Age, Drift
 from rapa_cli.analysis.response import response
 from rapa_cli.errors import FileError
 from rapa_cli.report import figures
@@ -123,3 +125,43 @@ def test_responses_without_some_parts(tmp_path: Path) -> None:
     assert "symmetry point" not in texts(tmp_path / "pair.svg")
     assert pair.note in texts(tmp_path / "pair.svg")
     assert "all are stuck" in texts(tmp_path / "stuck.svg")
+
+
+def aged(*seconds: float, repeats: int = 2) -> Drift:
+    errors = tuple(10.0 + repeat for repeat in range(repeats))
+    ages = tuple(Age(time, 20.0, errors, errors, ()) for time in seconds)
+    return Drift(1234, 5, repeats, InferenceArrays(), (), (), False, 9.0, 8.0, ages)
+
+
+def test_errors_against_time(tmp_path: Path) -> None:
+    found = aged(31536000.0, 0.0, 3600.0, 86400.0)
+    paths = figures.write(figures.error_against_time(found, "My $ net"), tmp_path, "drift")
+    with Image.open(paths[0]) as picture:
+        assert min(picture.size) >= 500
+        assert np.asarray(picture.convert("L")).std() > 5, "something is drawn"
+    text = texts(paths[1])
+    for part in (
+        "My $ net",
+        "1,234 images; bars: standard error over 2 programmings",
+        "time after programming (logarithmic, from 20 s)",
+        "0 s 1 h 1 d 1 y",
+        "error (%)",
+        "single draw single draw, digital vote of 5 vote of 5, digital",
+    ):
+        assert part in text
+
+
+def test_labels_of_times_do_not_lie_on_each_other(tmp_path: Path) -> None:
+    figures.write(figures.error_against_time(aged(0.0, 1.0, 2.0, 3600.0, 3700.0), "title"), tmp_path, "drift")
+    text = texts(tmp_path / "drift.svg")
+    assert "0 s 1 h" in text
+    assert "3700 s" not in text
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_one_time(tmp_path: Path, repeats: int) -> None:
+    found = aged(3600.0, repeats=repeats)
+    figures.write(figures.error_against_time(found, "title"), tmp_path, "drift")
+    text = texts(tmp_path / "drift.svg")
+    assert "1 h" in text
+    assert ("standard error" in text) == (repeats > 1)
