@@ -142,10 +142,6 @@ class ProgrammedNetwork:
         }
         if not self._programmed:
             raise ValueError("network: has no inference arrays; on_inference_arrays(network) gives it some")
-        self._state = {
-            number: {name: values.clone() for name, values in programmed.matrices.named_buffers()}
-            for number, programmed in self._programmed.items()
-        }
         self.age(0.0)
 
     def age(self, seconds: float) -> None:
@@ -158,9 +154,6 @@ class ProgrammedNetwork:
             ValueError: a time that the noise model has no data for.
         """
         for number, programmed in self._programmed.items():
-            # Readings change the running divisor of some kinds of noise management.
-            for name, values in programmed.matrices.named_buffers():
-                values.copy_(self._state[number][name])
             programmed.age(seconds, self._generator(_AGEING, number, seconds))
 
     @property
