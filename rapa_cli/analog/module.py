@@ -448,8 +448,10 @@ class AwareMatrices(nn.Module):
     def limited(self, weights: Tensor) -> Tensor:
         """Weights of the layer (tiles, out, lines), clipped as they lie on the arrays, whose scales are remapped."""
         scale = self.scales(weights)
-        clipped = self.arrays.clip.clip(weights / scale[:, :, None])
-        limited = clipped * scale[:, :, None]
+        on_arrays = weights / scale[:, :, None]
+        clipped = self.arrays.clip.clip(on_arrays)
+        # What fits stays the same to the last bit.
+        limited = torch.where(clipped == on_arrays, weights, clipped * scale[:, :, None])
         if self._scaled:
             self.scale.copy_(self.arrays.remap.remap(clipped, scale)[1])
         return limited

@@ -136,9 +136,9 @@ class ArrayLayer(KeyedLayer, abc.ABC):
             return self.matrices.read(x, Call(assignment, tiles, geometry, draw, bias=self._like[1] is not None))
         assert self.matrices is not None
         lines = self._lines()
-        on_a_line = self.bias is not None and not self._bias_beside
-        call = Call(assignment, len(lines), geometry, draw, bias=on_a_line)
-        return self.matrices.read(x, lines, call, self.bias if self._bias_beside else None)
+        beside = self.bias.view(lines.shape[:2]) if self.bias is not None and self._bias_beside else None
+        call = Call(assignment, len(lines), geometry, draw, bias=self.bias is not None and beside is None)
+        return self.matrices.read(x, lines, call, beside)
 
     @property
     def _bias_beside(self) -> bool:
