@@ -13,8 +13,8 @@ from rapa_cli.analog.device import PulsedBase, State, load_into
 from rapa_cli.analog.kinds import AnyDevice
 from rapa_cli.analog.merged import MERGEABLE, Chunk, Moments, apply_moments
 from rapa_cli.analog.parameters import Compat, IOParameters, Mapping, UpdateParameters
-from rapa_cli.analog.periphery import Periphery, Reading, groups
-from rapa_cli.analog.update import Batch
+from rapa_cli.analog.periphery import Periphery, Reading
+from rapa_cli.analog.update import Batch, Rule
 from rapa_cli.config import Frozen
 
 # Outputs from this fraction of the bound on lose their gradient in aihwkit.
@@ -228,16 +228,10 @@ class AnalogBank:
             )
         if lr < 0:
             raise ValueError(f"lr: got {lr}, allowed are numbers from 0")
-        device, update = self.arrays.device, self.arrays.update
         with torch.no_grad():
-            x, d = x.detach(), d.detach()
-            if device.adds(update):
-                parts = zip(groups(d, sizes), groups(x, sizes), strict=True)
-                device.add(self.devices, torch.stack([-lr * (of_d.T @ of_x) for of_d, of_x in parts]), generator)
-                return
-            batch = Batch(x, d, torch.tensor(sizes, device=x.device))
-            compat = self.arrays.aihwkit_compat
-            device.update_all(self.devices, batch, lr, update, self.arrays.merge, generator, compat)
+            batch = Batch(x.detach(), d.detach(), torch.tensor(sizes, device=x.device))
+            rule = Rule(lr, self.arrays.update, self.arrays.aihwkit_compat)
+            self.arrays.device.update_all(self.devices, batch, rule, self.arrays.merge, generator)
 
     def apply(self, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
         """Changes all devices once, by a step with the moments of the pulses of a chunk of pairs.

@@ -15,7 +15,7 @@ from rapa_cli.analog.merged import Chunk, Moments
 from rapa_cli.analog.noise import gauss, uniform
 from rapa_cli.analog.parameters import Compat, Named, PulseType, UpdateParameters
 from rapa_cli.analog.steps import AnyPulsed
-from rapa_cli.analog.update import Pairs, coincidences
+from rapa_cli.analog.update import Pairs, Rule, coincidences
 
 
 class UpdatePolicy(Named):
@@ -132,17 +132,9 @@ class VectorUnitCell(Cell):
                 device.write(part(state, str(k)), weights / sum(factors), generator)
         self.combine(state)
 
-    def update(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
+    def update(self, state: State, pairs: Pairs, rule: Rule, generator: torch.Generator) -> None:
         """The same pulses for each device whose turn it is."""
-        counts = coincidences(pairs.x, pairs.d, lr, self.granularity(compat), update, generator)
+        counts = coincidences(pairs.x, pairs.d, rule.lr, self.granularity(rule.compat), rule.update, generator)
         devices, tiles = len(self.unit_cell_devices), pairs.tiles
         if self.update_policy is UpdatePolicy.SINGLE_SEQUENTIAL:
             state["turn"][tiles] = (state["turn"][tiles] + 1) % devices

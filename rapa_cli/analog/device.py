@@ -17,7 +17,7 @@ from torch import Tensor
 from rapa_cli.analog.merged import MERGEABLE, Chunk, Moments, moments
 from rapa_cli.analog.noise import drawn, gauss, uniform
 from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters
-from rapa_cli.analog.update import Batch, Pairs, coincidences
+from rapa_cli.analog.update import Batch, Pairs, Rule, coincidences
 from rapa_cli.config import Frozen
 
 State = dict[str, Tensor]
@@ -42,31 +42,16 @@ class Device(Frozen, abc.ABC):
         """Sets the weights, (tiles, out, in), as near as the devices' bounds allow."""
 
     @abc.abstractmethod
-    def update(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
-        """Changes the weights by -lr d x^T for one pair of vectors of each tile, as the devices do it."""
+    def update_all(self, state: State, batch: Batch, rule: Rule, merge: int, generator: torch.Generator) -> None:
+        """Changes the weights by -lr d x^T for all pairs of vectors, as the devices do it.
 
-    def update_all(
-        self,
-        state: State,
-        batch: Batch,
-        lr: float,
-        update: UpdateParameters,
-        merge: int,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
-        """Changes the weights for all pairs: one after the other, or `merge` of each tile together, 0 for all."""
-        del merge
-        for number in range(batch.longest):
-            self.update(state, batch.pairs(number), lr, update, generator, compat)
+        Args:
+            state: the bank's devices, changed in place.
+            batch: the pairs.
+            rule: how they change weights.
+            merge: 1 applies one after the other, another number so many of each tile together, 0 all.
+            generator: for pulse trains and steps.
+        """
 
     def merges(self, update: UpdateParameters) -> bool:
         """Whether chunks of vector pairs can be applied together."""
@@ -93,13 +78,9 @@ class Device(Frozen, abc.ABC):
         raise NotImplementedError
 
     def adds(self, update: UpdateParameters) -> bool:
-        """Whether an update is the exact product, so that a whole batch can be summed and given to `add`."""
+        """Whether an update is the exact product, so that a whole batch is one product."""
         del update
         return False
-
-    def add(self, state: State, change: Tensor, generator: torch.Generator) -> None:
-        """Adds to the weights exactly, (tiles, out, in), without regard to bounds."""
-        raise NotImplementedError
 
     def after_step(self, state: State, generator: torch.Generator) -> None:
         """Decay and diffusion, once for each step of the optimizer."""
@@ -136,18 +117,10 @@ class IdealDevice(Device):
         del generator
         state["weight"].copy_(weights)
 
-    def update(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
-        """W <- W - lr d x^T."""
-        del update, generator, compat
-        state["weight"][pairs.tiles] -= lr * (pairs.d[:, :, None] * pairs.x[:, None, :])
+    def update_all(self, state: State, batch: Batch, rule: Rule, merge: int, generator: torch.Generator) -> None:
+        """W <- W - lr d x^T, in one product."""
+        del merge
+        self.add(state, batch.product(-rule.lr), generator)
 
     def adds(self, update: UpdateParameters) -> bool:
         """Always."""
@@ -174,28 +147,24 @@ class PulsedBase(Device, abc.ABC):
     def granularity(self, compat: Compat = None) -> float:
         """The typical step at w = 0, which update management counts in."""
 
-    def update_all(
-        self,
-        state: State,
-        batch: Batch,
-        lr: float,
-        update: UpdateParameters,
-        merge: int,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
-        """Changes the weights for all pairs: one after the other, or `merge` of each tile together, 0 for all."""
+    @abc.abstractmethod
+    def update(self, state: State, pairs: Pairs, rule: Rule, generator: torch.Generator) -> None:
+        """Changes the weights by -lr d x^T for one pair of vectors of each tile."""
+
+    def update_all(self, state: State, batch: Batch, rule: Rule, merge: int, generator: torch.Generator) -> None:
+        """Pairs one after the other, or chunks of them by the moments of their pulses."""
         if merge == 1:
-            super().update_all(state, batch, lr, update, merge, generator, compat)
+            for number in range(batch.longest):
+                self.update(state, batch.pairs(number), rule, generator)
             return
         size = merge or max(batch.longest, 1)
         for start in range(0, batch.longest, size):
             counts = (batch.counts - start).clamp(0, size)
             x, d = batch.part(torch.full_like(counts, start), counts)
             sizes = counts.tolist()
-            d, rate = self.rated(state, x, d, sizes, lr, update, compat)
-            pulses = moments(x, d, sizes, rate, self.granularity(compat), update, generator)
-            self.apply(state, pulses, generator, Chunk(counts, batch.counts, lr, compat))
+            d, rate = self.rated(state, x, d, sizes, rule)
+            pulses = moments(x, d, sizes, rate, self.granularity(rule.compat), rule.update, generator)
+            self.apply(state, pulses, generator, Chunk(counts, batch.counts, rule.lr, rule.compat))
 
     def merges(self, update: UpdateParameters) -> bool:
         """With stochastic pulses."""
@@ -205,19 +174,10 @@ class PulsedBase(Device, abc.ABC):
         """The learning rate of the pulses that `apply` takes; None where every pair has one of its own."""
         return lr
 
-    def rated(
-        self,
-        state: State,
-        x: Tensor,
-        d: Tensor,
-        sizes: Sequence[int],
-        lr: float,
-        update: UpdateParameters,
-        compat: Compat = None,
-    ) -> tuple[Tensor, float]:
+    def rated(self, state: State, x: Tensor, d: Tensor, sizes: Sequence[int], rule: Rule) -> tuple[Tensor, float]:
         """Gradients and learning rate that the pulses of a chunk of pairs are made with."""
-        del state, x, sizes, update, compat
-        rate = self.rate(lr)
+        del state, x, sizes
+        rate = self.rate(rule.lr)
         assert rate is not None
         return d, rate
 
@@ -433,23 +393,22 @@ class PulsedDevice(PulsedBase):
         if "hidden" in state:
             state["weight"].view(-1)[where] = w + self.noise_of_writing() * gauss(w, generator)
 
-    def update(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
-        """Pulses for one pair of each tile; NONE adds the exact product, NONE_WITH_DEVICE cuts it to the bounds."""
-        if update.pulse_type in (PulseType.NONE, PulseType.NONE_WITH_DEVICE):
+    def update(self, state: State, pairs: Pairs, rule: Rule, generator: torch.Generator) -> None:
+        """Pulses for one pair of each tile; NONE_WITH_DEVICE adds the exact product and cuts it to the bounds."""
+        if rule.update.pulse_type is PulseType.NONE_WITH_DEVICE:
             change = torch.zeros_like(state["weight"])
-            change[pairs.tiles] = -lr * (pairs.d[:, :, None] * pairs.x[:, None, :])
-            self.add(state, change, generator, bounded=update.pulse_type is PulseType.NONE_WITH_DEVICE)
+            change[pairs.tiles] = -rule.lr * (pairs.d[:, :, None] * pairs.x[:, None, :])
+            self.add(state, change, generator, bounded=True)
             return
-        counts = coincidences(pairs.x, pairs.d, lr, self.granularity(compat), update, generator)
+        counts = coincidences(pairs.x, pairs.d, rule.lr, self.granularity(rule.compat), rule.update, generator)
         self.pulse(state, *addresses(counts, pairs.tiles), generator)
+
+    def update_all(self, state: State, batch: Batch, rule: Rule, merge: int, generator: torch.Generator) -> None:
+        """By pulses, but with NONE in one product."""
+        if self.adds(rule.update):
+            self.add(state, batch.product(-rule.lr), generator)
+        else:
+            super().update_all(state, batch, rule, merge, generator)
 
     def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
         """Changes each device once, by a Gaussian step with the moments of all its pulses.
@@ -554,10 +513,8 @@ def pulse_lines(
     tiles: Tensor,
     lines: Tensor,
     change: Tensor,
-    lr: float,
-    update: UpdateParameters,
+    rule: Rule,
     generator: torch.Generator,
-    compat: Compat = None,
     *,
     columns: bool,
 ) -> None:
@@ -570,15 +527,13 @@ def pulse_lines(
         tiles: whose lines, int64 (m,).
         lines: which columns or rows, int64 (m,); no line of a tile twice.
         change: (m, out) of columns, (m, in) of rows.
-        lr: learning rate.
-        update: its parameters, with pulses.
+        rule: with pulses.
         generator: for pulse trains and steps.
-        compat: the granularity that pulses are counted in.
         columns: whether these are columns, and not rows.
     """
-    ones, granularity = torch.ones_like(change[:, :1]), device.granularity(compat)
+    ones, granularity = torch.ones_like(change[:, :1]), device.granularity(rule.compat)
     x, d = (ones, -change) if columns else (change, -ones)
-    counts = coincidences(x, d, lr, granularity, update, generator).flatten(1)
+    counts = coincidences(x, d, rule.lr, granularity, rule.update, generator).flatten(1)
     line, across = counts.nonzero(as_tuple=True)
     row, column = (across, lines[line]) if columns else (lines[line], across)
     device.pulse(state, (tiles[line] * shape[1] + row) * shape[2] + column, counts[line, across], generator)

@@ -12,10 +12,10 @@ from rapa_cli.analog.cells import named, part, times_due
 from rapa_cli.analog.device import Device, Shape, State, pulse_lines
 from rapa_cli.analog.noise import rounded, uniform
 from rapa_cli.analog.onesided import OneSidedUnitCell
-from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters
+from rapa_cli.analog.parameters import PulseType, UpdateParameters
 from rapa_cli.analog.periphery import groups
 from rapa_cli.analog.steps import AnyPulsed
-from rapa_cli.analog.update import Batch, Pairs
+from rapa_cli.analog.update import Batch, Rule
 
 
 class MixedPrecisionCompound(Device):
@@ -77,33 +77,7 @@ class MixedPrecisionCompound(Device):
         if update.pulse_type in (PulseType.NONE, PulseType.NONE_WITH_DEVICE):
             raise ValueError(f"pulse_type: got {update.pulse_type}, for mixed precision it must make pulses")
 
-    def update(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
-        """Adds one pair of each tile to the sum, and transfers where it is time."""
-        counts = torch.zeros_like(state["updates"])
-        counts[pairs.tiles] = 1
-        self._add(state, pairs.x, pairs.d, counts, lr, generator)
-        batch = torch.zeros_like(counts)
-        batch[pairs.tiles] = pairs.batch
-        self._count(state, counts, batch, update, generator, compat)
-
-    def update_all(
-        self,
-        state: State,
-        batch: Batch,
-        lr: float,
-        update: UpdateParameters,
-        merge: int,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
+    def update_all(self, state: State, batch: Batch, rule: Rule, merge: int, generator: torch.Generator) -> None:
         """Adds the pairs between two transfers as one product: exact, whatever `merge` is."""
         del merge
         done = torch.zeros_like(batch.counts)
@@ -111,8 +85,11 @@ class MixedPrecisionCompound(Device):
             every = self._every(batch.counts)
             until = torch.where(every > 0, every - state["updates"] % every.clamp_min(1), batch.counts)
             sizes = torch.minimum(until, batch.counts - done)
-            self._add(state, *batch.part(done, sizes), sizes, lr, generator)
-            self._count(state, sizes, batch.counts, update, generator, compat)
+            self._add(state, *batch.part(done, sizes), sizes, rule.lr, generator)
+            due = times_due(state["updates"], sizes, every) > 0
+            state["updates"] += sizes
+            if bool(due.any()):
+                self._transfer(state, due.nonzero()[:, 0], rule, generator)
             done += sizes
 
     def merges(self, update: UpdateParameters) -> bool:
@@ -133,24 +110,7 @@ class MixedPrecisionCompound(Device):
         """Updates from one transfer to the next, int64 (tiles,)."""
         return self.transfer_every * (batch if self.units_in_mbatch else torch.ones_like(batch))
 
-    def _count(
-        self,
-        state: State,
-        pairs: Tensor,
-        batch: Tensor,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat,
-    ) -> None:
-        """Counts pairs, and transfers where it is time."""
-        due = times_due(state["updates"], pairs, self._every(batch)) > 0
-        state["updates"] += pairs
-        if bool(due.any()):
-            self._transfer(state, due.nonzero()[:, 0], update, generator, compat)
-
-    def _transfer(
-        self, state: State, tiles: Tensor, update: UpdateParameters, generator: torch.Generator, compat: Compat
-    ) -> None:
+    def _transfer(self, state: State, tiles: Tensor, rule: Rule, generator: torch.Generator) -> None:
         """Writes whole steps of the next rows of some tiles."""
         rows = state["chi"].shape[1]
         count = rows if self.n_rows_per_transfer < 0 else min(self.n_rows_per_transfer, rows)
@@ -160,19 +120,16 @@ class MixedPrecisionCompound(Device):
             start = (chance * rows).long().clamp_max(rows - 1)
         row = (start[:, None] + torch.arange(count, device=tiles.device)) % rows
         tile_of, row_of = tiles.repeat_interleave(count), row.flatten()
-        granularity = self.granularity or self.device.granularity(compat)
+        granularity = self.granularity or self.device.granularity(rule.compat)
         sums = state["chi"][tile_of, row_of]
         steps = torch.trunc(sums / granularity)
         state["chi"][tile_of, row_of] = sums - steps * granularity
-        managed = update.model_copy(update={"update_management": True, "update_bl_management": True})
-        devices = part(state, "device")
-        pulse_lines(
-            self.device, devices, (len(state["chi"]), rows, state["chi"].shape[2]), tile_of, row_of, -steps,
-            granularity * self.transfer_lr, managed, generator, compat, columns=False,
-        )  # fmt: skip
+        managed = rule.update.model_copy(update={"update_management": True, "update_bl_management": True})
+        own = Rule(granularity * self.transfer_lr, managed, rule.compat)
+        devices, shape = part(state, "device"), (len(state["chi"]), rows, state["chi"].shape[2])
+        pulse_lines(self.device, devices, shape, tile_of, row_of, -steps, own, generator, columns=False)
         if isinstance(self.device, OneSidedUnitCell):
-            once = torch.ones_like(tiles)
-            self.device.settle(devices, tiles, once, once, generator, compat)
+            self.device.settle(devices, tiles, torch.ones_like(tiles), generator, rule.compat)
         state["row"][tiles] = (start + count) % rows
 
     def after_step(self, state: State, generator: torch.Generator) -> None:

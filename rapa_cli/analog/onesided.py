@@ -14,7 +14,7 @@ from rapa_cli.analog.device import Shape, State, addresses, pulse_lines
 from rapa_cli.analog.merged import Chunk, Moments
 from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
 from rapa_cli.analog.periphery import Periphery
-from rapa_cli.analog.update import Pairs, coincidences
+from rapa_cli.analog.update import Pairs, Rule, coincidences
 
 _MINUS, _PLUS = 0, 1
 
@@ -72,19 +72,11 @@ class OneSidedUnitCell(Cell):
             self.unit_cell_devices[k].write(part(state, str(k)), values, generator)
         self.combine(state)
 
-    def update(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
+    def update(self, state: State, pairs: Pairs, rule: Rule, generator: torch.Generator) -> None:
         """Pulses for one pair of each tile, and a refresh of the tiles for which it is time."""
-        counts = coincidences(pairs.x, pairs.d, lr, self.granularity(compat), update, generator)
+        counts = coincidences(pairs.x, pairs.d, rule.lr, self.granularity(rule.compat), rule.update, generator)
         self.pulse(state, *addresses(counts, pairs.tiles), generator)
-        self.settle(state, pairs.tiles, torch.ones_like(pairs.batch), pairs.batch, generator, compat)
+        self.settle(state, pairs.tiles, pairs.batch, generator, rule.compat)
 
     def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
         """Gives each device the pulses of its direction; a refresh that falls due in the chunk comes at its end."""
@@ -94,7 +86,7 @@ class OneSidedUnitCell(Cell):
             self.unit_cell_devices[k].pulse(part(state, str(k)), where, numbers.view(-1)[where], generator)
         self.combine(state)
         tiles = torch.arange(len(counted.pairs), device=counted.pairs.device)
-        self.settle(state, tiles, counted.pairs, counted.batch, generator, counted.compat)
+        self.settle(state, tiles, counted.batch, generator, counted.compat, pairs=counted.pairs)
 
     def pulse(self, state: State, where: Tensor, counts: Tensor, generator: torch.Generator) -> None:
         """Gives pulses to the device of each pair that they belong to; arguments as of `PulsedDevice.pulse`."""
@@ -106,22 +98,23 @@ class OneSidedUnitCell(Cell):
         self,
         state: State,
         tiles: Tensor,
-        pairs: Tensor,
         batch: Tensor,
         generator: torch.Generator,
         compat: Compat = None,
+        *,
+        pairs: Tensor | None = None,
     ) -> None:
         """Counts updates of some tiles, and refreshes those for which it is time.
 
         Args:
             state: the bank's cells.
             tiles: which tiles, int64 (m,), ascending.
-            pairs: how many updates each had now, int64 (m,).
             batch: how many updates each gets in the batch, int64 (m,).
             generator: for the refresh.
             compat: the granularity that pulses are counted in.
+            pairs: how many updates each had now, int64 (m,); without, one.
         """
-        before = state["updates"][tiles]
+        before, pairs = state["updates"][tiles], torch.ones_like(batch) if pairs is None else pairs
         state["updates"][tiles] = before + pairs
         if self.refresh_every > 0:
             every = self.refresh_every * (batch if self.units_in_mbatch else torch.ones_like(batch))
@@ -162,8 +155,7 @@ class OneSidedUnitCell(Cell):
             device, devices = self.unit_cell_devices[k], part(state, str(k))
             device.reset_devices(devices, where, generator)
             missing = torch.where(needy & wins, (plus - minus).abs(), 0.0)
-            pulse_lines(
-                device, devices, (count, rows, columns), tile_of, column_of, missing, 1.0, self.refresh_update,
-                generator, compat, columns=True,
-            )  # fmt: skip
+            rule = Rule(1.0, self.refresh_update, compat)
+            shape = (count, rows, columns)
+            pulse_lines(device, devices, shape, tile_of, column_of, missing, rule, generator, columns=True)
         return len(where)

@@ -19,7 +19,7 @@ from rapa_cli.analog.merged import Chunk, Moments
 from rapa_cli.analog.noise import uniform
 from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
 from rapa_cli.analog.periphery import Periphery, groups
-from rapa_cli.analog.update import Pairs
+from rapa_cli.analog.update import Pairs, Rule
 
 
 class TransferCompound(Cell):
@@ -116,22 +116,14 @@ class TransferCompound(Cell):
         state["slice"].zero_()
         self.combine(state)
 
-    def update(
-        self,
-        state: State,
-        pairs: Pairs,
-        lr: float,
-        update: UpdateParameters,
-        generator: torch.Generator,
-        compat: Compat = None,
-    ) -> None:
+    def update(self, state: State, pairs: Pairs, rule: Rule, generator: torch.Generator) -> None:
         """Pulses for one pair of each tile, and the transfers for which it is time."""
         now, batch = torch.zeros_like(state["updates"]), torch.zeros_like(state["updates"])
         now[pairs.tiles], batch[pairs.tiles] = 1, pairs.batch
-        d, rate = self.rated(state, pairs.x, pairs.d, now.tolist(), lr, update, compat)
+        d, rate = self.rated(state, pairs.x, pairs.d, now.tolist(), rule)
         fast = Pairs(pairs.tiles, pairs.x, d, pairs.batch)
-        self.unit_cell_devices[0].update(part(state, "0"), fast, rate, update, generator, compat)
-        self._count(state, Chunk(now, batch, lr, compat), generator)
+        self.unit_cell_devices[0].update(part(state, "0"), fast, rule._replace(lr=rate), generator)
+        self._count(state, Chunk(now, batch, rule.lr, rule.compat), generator)
 
     def apply(self, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None) -> None:
         """Gives device 0 the pulses of a chunk, then makes the transfers that fall due in it, one after the other.
@@ -155,7 +147,7 @@ class TransferCompound(Cell):
             rate = (self.transfer_lr_vec or (self.transfer_lr,) * (k + 1))[k]
             rate *= chunk.lr if self.scale_transfer_lr else 1.0
             if rate > 0 and bool(times.any()):
-                self._transfer(state, k, times, rate, generator, chunk.compat)
+                self._transfer(state, k, times, Rule(rate, self.transfer_update, chunk.compat), generator)
         self.combine(state)
 
     def _every(self, k: int, lines: int, batch: Tensor) -> Tensor:
@@ -168,9 +160,7 @@ class TransferCompound(Cell):
             return torch.ceil(every * batch.double()).long()
         return torch.full_like(batch, round(every))
 
-    def _transfer(
-        self, state: State, k: int, times: Tensor, lr: float, generator: torch.Generator, compat: Compat
-    ) -> None:
+    def _transfer(self, state: State, k: int, times: Tensor, rule: Rule, generator: torch.Generator) -> None:
         """Reads the next lines of device k, so many times in each tile (tiles,), and passes each on.
 
         Different lines of a tile do not depend on each other, and go together.
@@ -191,7 +181,7 @@ class TransferCompound(Cell):
             if self.with_reset_prob > 0:
                 chance = uniform(torch.empty(len(tiles), device=tiles.device), generator)
                 self._reset(state, k, tiles, line, chance < self.with_reset_prob, generator)
-            self._pass_on(state, k, tiles, line, y, lr, generator, compat)
+            self._pass_on(state, k, tiles, line, y, rule, generator)
             state["slice"][:, k] = (start + now) % lines
             left = left - now
 
@@ -215,22 +205,13 @@ class TransferCompound(Cell):
         self.unit_cell_devices[k].reset_devices(part(state, str(k)), where, generator)
 
     def _pass_on(
-        self,
-        state: State,
-        k: int,
-        tiles: Tensor,
-        line: Tensor,
-        y: Tensor,
-        lr: float,
-        generator: torch.Generator,
-        compat: Compat,
+        self, state: State, k: int, tiles: Tensor, line: Tensor, y: Tensor, rule: Rule, generator: torch.Generator
     ) -> None:
         """Changes lines of device k + 1 by lr y."""
-        count, rows, columns = state["weight"].shape
-        pulse_lines(
-            self.unit_cell_devices[k + 1], part(state, str(k + 1)), (count, rows, columns), tiles, line, y, lr,
-            self.transfer_update, generator, compat, columns=self.transfer_columns,
-        )  # fmt: skip
+        device, devices = self.unit_cell_devices[k + 1], part(state, str(k + 1))
+        tile_count, rows, columns = state["weight"].shape
+        shape = (tile_count, rows, columns)
+        pulse_lines(device, devices, shape, tiles, line, y, rule, generator, columns=self.transfer_columns)
 
 
 class BufferedTransferCompound(TransferCompound):
@@ -280,19 +261,10 @@ class BufferedTransferCompound(TransferCompound):
         """None with `auto_scale`."""
         return None if self.auto_scale else super().rate(lr)
 
-    def rated(
-        self,
-        state: State,
-        x: Tensor,
-        d: Tensor,
-        sizes: Sequence[int],
-        lr: float,
-        update: UpdateParameters,
-        compat: Compat = None,
-    ) -> tuple[Tensor, float]:
+    def rated(self, state: State, x: Tensor, d: Tensor, sizes: Sequence[int], rule: Rule) -> tuple[Tensor, float]:
         """With `auto_scale` a rate for every pair, which is put into d: pulses and management are linear in it."""
         if not self.auto_scale:
-            return super().rated(state, x, d, sizes, lr, update, compat)
+            return super().rated(state, x, d, sizes, rule)
         largest = torch.stack([x.abs().amax(1), d.abs().amax(1)], 1).double()
         running, means = state["largest"].double(), torch.empty_like(largest)
         first = 0
@@ -302,7 +274,8 @@ class BufferedTransferCompound(TransferCompound):
                 first += len(values)
                 running[tile] = means[first - 1]
         state["largest"].copy_(running)
-        full, product = update.desired_bl * self.granularity(compat) * (self.fast_lr or lr), means.prod(1)
+        fast_lr, product = self.fast_lr or rule.lr, means.prod(1)
+        full = rule.update.desired_bl * self.granularity(rule.compat) * fast_lr
         rate = torch.where(product > 0, full / product, 0.0).to(d.dtype)
         return d * rate[:, None], 1.0
 
@@ -313,20 +286,12 @@ class BufferedTransferCompound(TransferCompound):
             state[f"buffer.{k}"].zero_()
 
     def _pass_on(
-        self,
-        state: State,
-        k: int,
-        tiles: Tensor,
-        line: Tensor,
-        y: Tensor,
-        lr: float,
-        generator: torch.Generator,
-        compat: Compat,
+        self, state: State, k: int, tiles: Tensor, line: Tensor, y: Tensor, rule: Rule, generator: torch.Generator
     ) -> None:
-        factors = self.factors()
+        factors, lr = self.factors(), rule.lr
         if factors[k] > 0 and factors[k + 1] > 0:
             lr *= factors[k] / factors[k + 1]
-        granularity = self.unit_cell_devices[k + 1].granularity(compat)
+        granularity = self.unit_cell_devices[k + 1].granularity(rule.compat)
         threshold, most = self.thres_scale * granularity, self.transfer_update.desired_bl
         buffer = state[f"buffer.{k}"]
         if self.auto_granularity > 0:
@@ -339,7 +304,8 @@ class BufferedTransferCompound(TransferCompound):
         lines[tiles, line] = torch.where(steps != 0, left, omega)
         due = (steps != 0).any(1)
         if bool(due.any()):
-            super()._pass_on(state, k, tiles[due], line[due], steps[due], self.step * granularity, generator, compat)
+            whole = rule._replace(lr=self.step * granularity)
+            super()._pass_on(state, k, tiles[due], line[due], steps[due], whole, generator)
 
 
 def _running_means(before: Tensor, values: Tensor, momentum: float) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rapa_cli.analog.noise import rounded, uniform
-from rapa_cli.analog.parameters import PulseType, UpdateParameters, step_of
+from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters, step_of
+from rapa_cli.analog.periphery import groups
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,29 @@ class Batch:
         rows = torch.arange(int(sizes.sum()), device=shift.device) + shift.repeat_interleave(sizes)
         return self.x[rows], self.d[rows]
 
+    def product(self, factor: float) -> Tensor:
+        """The sum of d x^T over the pairs of each tile, times a factor, (tiles, out, in)."""
+        sizes = self.counts.tolist()
+        parts = zip(groups(self.d, sizes), groups(self.x, sizes), strict=True)
+        return torch.stack([factor * (of_d.T @ of_x) for of_d, of_x in parts])
+
     @property
     def _first(self) -> Tensor:
         return self.counts.cumsum(0) - self.counts
+
+
+class Rule(NamedTuple):
+    """How pairs of vectors change weights.
+
+    Attributes:
+        lr: learning rate, 0 or more.
+        update: how outer products become pulses.
+        compat: the granularity that pulses are counted in.
+    """
+
+    lr: float
+    update: UpdateParameters
+    compat: Compat = None
 
 
 class Scales(NamedTuple):

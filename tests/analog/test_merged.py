@@ -19,7 +19,7 @@ from rapa_cli.analog.onesided import OneSidedUnitCell
 from rapa_cli.analog.parameters import IOParameters, PulseType, UpdateParameters
 from rapa_cli.analog.steps import ConstantStepDevice, SoftBoundsDevice
 from rapa_cli.analog.transfer import BufferedTransferCompound, TransferCompound
-from rapa_cli.analog.update import Batch, scales
+from rapa_cli.analog.update import scales
 from tests.analog.laws import assert_same_law, assert_uncorrelated, draws
 from tests.tolerances import assert_near
 
@@ -308,22 +308,18 @@ def test_transfers_of_every_pair_come_chunk_by_chunk() -> None:
     assert errors[1][1] > 0.3
 
 
-@pytest.mark.parametrize("in_batches", [True, False])
-def test_mixed_precision_is_exact_without_a_loop_over_pairs(in_batches: bool) -> None:
-    cell = MixedPrecisionCompound(
-        device=_FINE.model_copy(update={"dw_min": 0.01}),
-        transfer_every=1 if in_batches else 3,
-        units_in_mbatch=in_batches,
-    )
+def test_mixed_precision_adds_the_pairs_between_two_transfers_at_once() -> None:
+    device = _FINE.model_copy(update={"dw_min": 0.01})
+    cell = MixedPrecisionCompound(device=device, transfer_every=3, units_in_mbatch=False)
     update = UpdateParameters(pulse_type=PulseType.MEAN_COUNT)
     generator, sizes = draws(4), [5, 0, 7]
     x, d = torch.randn(12, 4, generator=generator), torch.randn(12, 3, generator=generator)
     together, alone = (AnalogBank(Arrays(device=cell, update=update), 3, 3, 4, draws()) for _ in range(2))
     together.update(x, d, sizes, 0.02, draws())
-    batch = Batch(x, d, torch.tensor(sizes))
-    for number in range(7):
-        cell.update(alone.devices, batch.pairs(number), 0.02, update, draws())
+    for row in range(12):
+        alone.update(x[row : row + 1], d[row : row + 1], [int(row < 5), 0, int(row >= 5)], 0.02, draws())
     assert together.get_weights()[0].any()
+    assert together.state["updates"].tolist() == sizes
     for name, values in together.state.items():
         torch.testing.assert_close(values, alone.state[name])
 
