@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     ANALOG = 6
     DATA = 7
     ANALOG_SEED = 8
+    ATTACK = 9
 
 
 class Stream(IntEnum):
