@@ -225,7 +225,7 @@ def moments(
     if lr <= 0 or first == last:
         return Moments(*torch.zeros(shape))
     results = Moments(*torch.empty(shape))
-    padded, rows = work.padded(x), d.permute(0, 2, 3, 1).contiguous()
+    padded, rows = work.padded(x, slice(first, last)), d.permute(0, 2, 3, 1).contiguous()
     trains = _Update.of(lr, granularity, update)
     failed = library().rapa_analog_moments(
         work.reference,

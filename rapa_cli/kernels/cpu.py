@@ -175,11 +175,11 @@ class Work:
         )  # fmt: skip
         return cls(problem, geometry, padded_out, total == batch * patches, (lines, order, base, start))
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Images channels last with their padding, (B, image)."""
-        plain = x.permute(0, 2, 3, 1).contiguous()
+    def padded(self, x: Tensor, images: slice = slice(None)) -> Tensor:
+        """Images channels last with their padding, (B, image); others than these are left unwritten."""
+        plain = x[images].permute(0, 2, 3, 1).contiguous()
         padded = torch.empty(len(x), self.problem.image)
-        self._pad(plain, padded, x.shape[1], back=False)
+        self._pad(plain, padded[images], x.shape[1], back=False)
         return padded
 
     def cropped(self, padded: Tensor, channels: int) -> Tensor:

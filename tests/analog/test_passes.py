@@ -212,7 +212,7 @@ def peripheries(draw: st.DrawFn) -> IOParameters:
         bound_management=draw(st.sampled_from(("None", "Iterative"))),
         bm_test_negative_bound=draw(st.booleans()),
         max_bm_factor=draw(st.sampled_from((1, 4, 1000))),
-        ir_drop=draw(st.sampled_from((0.0, 0.0, 1.0))),
+        ir_drop=draw(st.sampled_from((0.0, 0.0, 1.0, 0.5))),
         ir_drop_g_ratio=100.0,
     )
 
