@@ -20,7 +20,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alia
 typedef uint64_t wide __attribute__((vector_size(4 * WIDTH), aligned(8), may_alias));
 typedef uint32_t bits_of_float __attribute__((may_alias));
 
-/* Added and taken away again, it rounds what is below 2^22 to whole numbers, halves to even; larger numbers stay large. */
+/* Added and taken away again, rounds what is below 2^22 to whole numbers, halves to even; what is larger stays so. */
 #define ROUNDING 12582912.0f
 
 /* What a divisor of inputs is: a constant, the largest magnitude, the largest value. */
@@ -53,12 +53,12 @@ typedef struct {
 /* ---------------------------------------------------------------- Gaussians */
 
 /* The Gaussians of a patch, in one direction and reading, have places 0, 1, ... in groups of 32. Group g of patch i of
-   an image takes the blocks 8 (i groups + g) to + 7 of the counter (block, layer, image, draw), where `groups` are those
-   of a patch; place 8 j + l of a group belongs to word j of block l. Words 0 and 1 of a block make two Gaussians, words
-   2 and 3 two more (Box and Muller): of words a and b sqrt(-2 ln u) times the cosine and the sine of 2 pi b / 2^32, with
-   u = (floor(a / 2) + 1/2) / 2^31. The second half of the key is that of the caller (below 2^16) + 2^16 kind + 2^20 r,
-   with kind 0 for outputs and 1 for inputs of a forward reading, 2 and 3 for those of a backward one, and r the number
-   of the reading. */
+   an image takes the blocks 8 (i groups + g) to + 7 of the counter (block, layer, image, draw), where `groups` are
+   those of a patch; place 8 j + l of a group belongs to word j of block l. Words 0 and 1 of a block make two Gaussians,
+   words 2 and 3 two more (Box and Muller): of words a and b sqrt(-2 ln u) times the cosine and sine of 2 pi b / 2^32,
+   with u = (floor(a / 2) + 1/2) / 2^31. The second half of the key is that of the caller (below 2^16) + 2^16 kind
+   + 2^20 r, with kind 0 for outputs and 1 for inputs of a forward reading, 2 and 3 for those of a backward one, and r
+   the number of the reading. */
 #define GROUP 32
 
 INLINE wide even_products(wide x, uint32_t m) {
@@ -93,8 +93,8 @@ INLINE vec root(vec x) {
 #endif
 }
 
-/* Polynomials that are nearest to ln(1 + f) / f, to the sine over t and to the cosine of t quarter turns in the sense of
-   the largest relative error: 2e-7, 3e-9 and 3e-8. */
+/* Polynomials that are nearest to ln(1 + f) / f, to the sine over t and to the cosine of t quarter turns in the sense
+   of the largest relative error: 2e-7, 3e-9 and 3e-8. */
 INLINE void box_muller(uvec a, uvec b, vec *first, vec *second) {
     const vec u = __builtin_convertvector((ivec)(a >> 1), vec) * 0x1p-31f + 0x1p-32f;
     const ivec exponent = ((ivec)u - 0x3F3504F3) >> 23;
@@ -266,7 +266,7 @@ static void add_products(const float *a, int64_t apart, int64_t m, int64_t k, co
 
 static int64_t filled(int64_t numbers, int64_t of) { return (numbers + of - 1) / of * of; }
 
-/* The distance of rows: whole vectors, and an odd number of cache lines, so that rows do not share their place in it. */
+/* The distance of rows: whole vectors, and an odd number of cache lines, so that rows do not meet in it. */
 static int64_t apart_for(int64_t numbers) {
     const int64_t lines = filled(numbers, 16) / 16;
     return (lines | 1) * 16;
@@ -297,8 +297,8 @@ static float divisor(const Io *io, const float *x, int64_t n) {
     return alpha > io->threshold ? io->threshold : alpha;
 }
 
-/* t / step to the nearest whole number, halves to even, times step; `inverse` is 1 / step. Without the quotient's last bit
-   there would be other halves: the largest input, halved by bound management, is one as often as not. */
+/* t / step to the nearest whole number, halves to even, times step; `inverse` is 1 / step. Without the quotient's last
+   bit there would be other halves: the largest input, halved by bound management, is one as often as not. */
 INLINE float rounded(float t, float step, float inverse) {
     const float near = t * inverse, quotient = near + (t - near * step) * inverse;
     return (quotient + ROUNDING - ROUNDING) * step;
@@ -368,8 +368,11 @@ static void currents(const Problem *p, const Array *a, Block *s, int64_t tile, i
             gaussians(p, io, s->number + i, 1, a->inputs, OF_INPUTS, reading, s->noise, 0);
             for (int64_t k = 0; k < a->inputs; k++) u[k] += io->inp_noise * s->noise[k];
         }
-        const float weights = io->w_noise_type == ADDITIVE ? io->w_noise * io->w_noise * sum_of_squares(u, s->apart) : 0;
-        s->spread[i] = weights > 0 ? sqrtf(weights + io->out_noise * io->out_noise) : io->out_noise;
+        s->spread[i] = io->out_noise;
+        if (io->w_noise_type == ADDITIVE) {
+            const float weights = io->w_noise * io->w_noise * sum_of_squares(u, s->apart);
+            s->spread[i] = sqrtf(weights + io->out_noise * io->out_noise);
+        }
     }
     multiply(s->u, s->apart, m, a->inputs, a->plain + matrix, a->stride, s->v);
     if (a->dropped) {
@@ -450,7 +453,7 @@ static int64_t group_of(const Problem *p, int64_t q) {
     return low;
 }
 
-/* Readings of up to CHUNK patches of one tile, from place q on. Returns whether anything was clipped in the last ones. */
+/* Readings of up to CHUNK patches of one tile, from place q on. Returns whether anything was clipped in their last. */
 static int forward_block(const Problem *p, const Array *a, Block *s, int64_t tile, int64_t q, int64_t size,
                          const float *x, int64_t bias, float *y, uint8_t *clipped) {
     const Io *io = a->io;
@@ -636,8 +639,8 @@ INLINE vec probability(const Update *t, vec x) {
     return (vec)(((ivec)x & ~above) | (one & above));
 }
 
-/* Rows of up to CHUNK pairs; sums (4 of rows of `wide` = 2 out numbers): with and without signs, of probabilities and of
-   squares. */
+/* Rows of up to CHUNK pairs, and two matrices of sums, of probabilities and of their squares: each row holds a line's
+   sums without signs, then those with signs. */
 typedef struct {
     float *x, *p_x, *s_x, *square, *signed_square;   /* one patch; and of its probabilities from `from` to `to` */
     float *e, *d, *sums, *squares;                   /* one gradient; d: four rows of `out` for each pair */
@@ -685,8 +688,8 @@ INLINE void fetch(const Problem *p, const float *x, const float *d, int64_t q, i
         for (int64_t r = 0; r < p->run; r += 16) __builtin_prefetch(base + p->line_offset[line] + r);
 }
 
-static void add_pair(const Problem *p, const Update *t, Sums *s, const float *x, const float *d, int64_t q, int64_t lines,
-                     int64_t bias, int64_t outputs) {
+static void add_pair(const Problem *p, const Update *t, Sums *s, const float *x, const float *d, int64_t q,
+                     int64_t lines, int64_t bias, int64_t outputs) {
     memcpy(s->e, d + p->order[q] * outputs, sizeof(float) * outputs);
     const float largest_d = largest_of(s->e, s->out);
     if (t->managed && largest_d <= 0) return;
@@ -745,9 +748,9 @@ static void finish(const Sums *s, int64_t tile, int64_t lines, int64_t outputs, 
     }
 }
 
-/* Means and variances of the pulses up and down from the pairs of the images `first` to `last`, as rapa_cli/analog/merged.py
-   defines them: up, down, and their variances, each (tiles, outputs, lines). Each sum runs in the order of its tile's
-   patches. Returns 0, or -1 where there is no memory. */
+/* Means and variances of the pulses up and down from the pairs of the images `first` to `last`, as
+   rapa_cli/analog/merged.py defines them: up, down, and their variances, each (tiles, outputs, lines). Each sum runs in
+   the order of its tile's patches. Returns 0, or -1 where there is no memory. */
 int rapa_analog_moments(const Problem *p, const Update *t, const float *x, const float *d, int64_t first, int64_t last,
                         int64_t lines, int64_t bias, int64_t outputs, float *up, float *down, float *up_variance,
                         float *down_variance, int threads) {
