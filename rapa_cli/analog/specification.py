@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rapa_cli import config
 from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.presets import INFERENCE_PRESETS, PRESETS, preset
-from rapa_cli.errors import ConfigError, suggestion
+from rapa_cli.errors import ConfigError
 
 IDEAL = "ideal"
 _ALL_PRESETS = "`rapa inspect --presets` lists all"
@@ -35,10 +36,9 @@ def arrays_of(specification: str | Mapping[str, Any]) -> Arrays | InferenceArray
         try:
             return preset(specification)
         except ValueError:
-            known = [IDEAL, *PRESETS, *INFERENCE_PRESETS]
-            near = suggestion(specification.removesuffix("Preset"), known)
-            # There are too many to name all.
-            hint = _ALL_PRESETS if near.startswith("known") else near
+            known = {name.lower(): name for name in (IDEAL, *PRESETS, *INFERENCE_PRESETS)}
+            near = difflib.get_close_matches(specification.removesuffix("Preset").lower(), known, n=1)
+            hint = f"did you mean '{known[near[0]]}'?" if near else _ALL_PRESETS
             raise ConfigError(f"arrays: there is no preset '{specification}'", hint=hint) from None
     table = dict(specification)
     name = table.pop("preset", None)

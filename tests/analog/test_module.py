@@ -145,7 +145,7 @@ def test_gradients_of_inputs_change_nothing(name: str, gradient: Callable[[nn.Mo
     twin = copy.deepcopy(model)
     twins_sgd = AnalogSGD(twin, lr=0.1)
     for each in (model, twin):
-        loss_of(each, pixels()).backward()
+        torch.autograd.backward(loss_of(each, pixels()))
     gradient(model)
     for optimizer in (sgd, twins_sgd):
         optimizer.step()
@@ -159,7 +159,7 @@ def steps_like(model: nn.Module, train: Callable[[nn.Module, torch.optim.Optimiz
         TiledConv2d(2, 4, 3, padding=1, tiles=4), nn.ReLU(), TiledConv2d(4, 3, 3, tiles=2), nn.ReLU(), nn.Flatten(),
         nn.Linear(48, 3),
     )  # fmt: skip
-    ours = [layer for layer in model if isinstance(layer, ArrayLayer)]
+    ours = [layer for layer in model.children() if isinstance(layer, ArrayLayer)]
     theirs = [plain[0], plain[2], plain[5]]
     with torch.no_grad():
         for layer, ideal in zip(ours, theirs, strict=True):
@@ -177,50 +177,50 @@ def steps_like(model: nn.Module, train: Callable[[nn.Module, torch.optim.Optimiz
 
 
 def two_backwards(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
-    loss_of(model, pixels()).backward()
-    loss_of(model, pixels().flip(0), draw=1).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
+    torch.autograd.backward(loss_of(model, pixels().flip(0), draw=1))
     sgd.step()
 
 
 def two_forwards_first(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
     one, two = loss_of(model, pixels()), loss_of(model, pixels().flip(0), draw=1)
-    two.backward()
-    one.backward()
+    torch.autograd.backward(two)
+    torch.autograd.backward(one)
     sgd.step()
 
 
 def one_graph_of_two(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
-    (loss_of(model, pixels()) + 2 * loss_of(model, pixels().flip(0), draw=1)).backward()
+    torch.autograd.backward(loss_of(model, pixels()) + 2 * loss_of(model, pixels().flip(0), draw=1))
     sgd.step()
 
 
 def one_graph_twice(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
     loss = loss_of(model, pixels())
-    loss.backward(retain_graph=True)
-    loss.backward()
+    torch.autograd.backward(loss, retain_graph=True)
+    torch.autograd.backward(loss)
     sgd.step()
 
 
 def dropped(model: nn.Module, sgd: torch.optim.Optimizer, *, to_none: bool) -> None:
-    loss_of(model, pixels(), draw=4).backward()
+    torch.autograd.backward(loss_of(model, pixels(), draw=4))
     sgd.zero_grad(set_to_none=to_none)
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     sgd.step()
 
 
 def zeroed_at_last(model: nn.Module, sgd: torch.optim.Optimizer, *, to_none: bool) -> None:
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     sgd.step()
-    loss_of(model, pixels(), draw=4).backward()
+    torch.autograd.backward(loss_of(model, pixels(), draw=4))
     sgd.zero_grad(set_to_none=to_none)
     sgd.step()
 
 
 def two_steps(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     sgd.step()
     sgd.step()
-    loss_of(model, pixels(), draw=1).backward()
+    torch.autograd.backward(loss_of(model, pixels(), draw=1))
     sgd.step()
 
 
@@ -228,7 +228,7 @@ def attacked_between(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
     x = pixels().requires_grad_()
     loss = loss_of(model, x)
     torch.autograd.grad(loss, x, retain_graph=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     by_autograd(model)
     sgd.step()
 
@@ -237,7 +237,7 @@ def by_closure(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
     def closure() -> float:
         sgd.zero_grad()
         loss = loss_of(model, pixels())
-        loss.backward()
+        torch.autograd.backward(loss)
         return float(loss.detach())
 
     assert isinstance(sgd.step(closure), float)
@@ -247,7 +247,7 @@ def on_a_schedule(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
     schedule = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.5)
     for draw in range(2):
         sgd.zero_grad()
-        loss_of(model, pixels(), draw=draw).backward()
+        torch.autograd.backward(loss_of(model, pixels(), draw=draw))
         sgd.step()
         schedule.step()
 
@@ -276,18 +276,18 @@ def test_pulses_wait_as_gradients_do(way: str) -> None:
 @pytest.mark.parametrize("name", ["ReRamES", "inference"])
 def test_a_copy_learns_by_itself(name: str) -> None:
     model = network(ALL[name])
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     copied = copy.deepcopy(model)
     assert same_state(model, copied)
     before = snapshot(model)
     sgd = AnalogSGD(copied, lr=0.1)
     sgd.step()
     assert same(list(copied.state_dict().values()), before[: len(copied.state_dict())]), "a copy has no gradients"
-    loss_of(copied, pixels(), draw=1).backward()
+    torch.autograd.backward(loss_of(copied, pixels(), draw=1))
     sgd.step()
     assert same(snapshot(model), before)
     assert not same_state(model, copied)
-    loss_of(copied, pixels(), draw=2).backward()
+    torch.autograd.backward(loss_of(copied, pixels(), draw=2))
 
 
 def test_frozen_arrays_are_read_only() -> None:
@@ -297,14 +297,14 @@ def test_frozen_arrays_are_read_only() -> None:
     kept = {name: values.clone() for name, values in first.state_dict().items()}
     others = [{name: values.clone() for name, values in part.state_dict().items()} for part in matrices(model)[1:]]
     sgd = AnalogSGD(model, lr=0.1)
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     sgd.step()
     assert all(torch.equal(values, kept[name]) for name, values in first.state_dict().items())
     for part, before in zip(matrices(model)[1:], others, strict=True):
         assert not torch.equal(part.state_dict()["0.weight"], before["0.weight"])
     first.pulses.requires_grad_(True)
     sgd.zero_grad()
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     sgd.step()
     assert not torch.equal(first.state_dict()["0.weight"], kept["0.weight"])
 
@@ -313,7 +313,7 @@ def test_frozen_arrays_are_read_only() -> None:
 def test_an_ordinary_optimizer_is_refused(kind: Any) -> None:
     model = network(EXACT)
     ordinary = kind(model.parameters(), lr=0.1)
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     ordinary.step()
     with pytest.raises(RuntimeError, match=r"^pulses: an ordinary optimizer made a step; arrays learn with AnalogSGD"):
         model(pixels())
@@ -325,12 +325,12 @@ def test_gradients_that_were_clipped_are_refused() -> None:
     """They count backward passes; half a pass would be none."""
     model = network(EXACT)
     sgd = AnalogSGD(model, lr=0.1)
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     nn.utils.clip_grad_norm_(model.parameters(), 0.5)
     with pytest.raises(RuntimeError, match=r"^pulses: their gradient is 0\.\d+, but 1 backward passes wait; it count"):
         sgd.step()
     sgd.zero_grad()
-    loss_of(model, pixels()).backward()
+    torch.autograd.backward(loss_of(model, pixels()))
     sgd.step()
 
 
@@ -340,7 +340,7 @@ def trained(arrays: AnyArrays, steps: int = 3, *, torch_seed: int = 0, scheme: s
     sgd = AnalogSGD(model, lr=0.1)
     for step in range(steps):
         sgd.zero_grad()
-        loss_of(model, pixels(), draw=step).backward()
+        torch.autograd.backward(loss_of(model, pixels(), draw=step))
         sgd.step()
     return model
 
@@ -474,7 +474,7 @@ def test_state_goes_through_a_file(name: str, tmp_path: Path) -> None:
     for each in (model, other):
         sgd = AnalogSGD(each, lr=0.1)
         sgd.zero_grad()
-        loss_of(each, pixels(), draw=8).backward()
+        torch.autograd.backward(loss_of(each, pixels(), draw=8))
         sgd.step()
     assert same_state(other, model)
 
@@ -513,7 +513,7 @@ def test_every_kind_of_cell_reads_learns_and_keeps_its_state(name: str) -> None:
         sgd = AnalogSGD(model, lr=0.1)
         with draws(model, images=torch.arange(2), draw=draw, stream="train"):
             loss = nn.functional.cross_entropy(model(pixels()[:2, :, :3, :3]), LABELS[:2])
-        loss.backward()
+        torch.autograd.backward(loss)
         sgd.step()
         sgd.zero_grad()
 
@@ -542,7 +542,7 @@ def test_a_whole_layer_can_be_moved() -> None:
     layer.float()
     assert torch.equal(layer.weight, weight)
     sgd = AnalogSGD(layer, lr=0.1)
-    layer(pixels()).square().sum().backward()
+    torch.autograd.backward(layer(pixels()).square().sum())
     sgd.step()
     assert not torch.equal(layer.weight, weight)
 

@@ -131,7 +131,7 @@ def test_tiles_and_schemes(rapa: Run, words: list[str], scheme: str, tiles: tupl
         (["--scheme", "randm"], 2, "scheme: input should be 'none'", "did you mean 'random'?"),
         (["--pool", "avrage"], 2, "pool: input should be 'max'", "did you mean 'average'?"),
         (["--data", "minni"], 3, "there is no data set 'minni'", "did you mean 'mini'?"),
-        (["--arrays", "pcm"], 2, "--arrays: got 'pcm', allowed is ideal", "leave --arrays out"),
+        (["--arrays", "pcm"], 2, "arrays: there is no preset 'pcm'", "did you mean 'PCM'?"),
         (["--set", "momentun=0.5"], 2, "--set momentun=0.5: unknown key 'momentun'", "did you mean 'momentum'?"),
         (["--set", "lr"], 2, "--set lr: there is no '='", "write --set key=value"),
         (["--lr", "0"], 2, "settings: recipe.lr: input should be greater than 0, got 0.0", "values are TOML"),

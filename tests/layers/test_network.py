@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,21 @@ from scipy import stats
 from torch import Tensor, nn
 
 from rapa_cli import config
+from rapa_cli.analog.aware import InferenceArrays
+from rapa_cli.analog.bank import Arrays
+from rapa_cli.analog.modifiers import ModifierType, WeightModifier
+from rapa_cli.analog.presets import preset
+from rapa_cli.analog.specification import arrays_of
+from rapa_cli.analog.steps import ConstantStepDevice
 from rapa_cli.errors import ConfigError
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import KeyedLayer, draws
+from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.network import Network, Statistics, build, parameter_count, patches_per_layer, resolve
 from rapa_cli.layers.normalization import LocalResponseNorm
 from rapa_cli.layers.pooling import MixedPool2d, StochasticPool2d
 from rapa_cli.philox import Purpose, generator
+from rapa_cli.tiling.arrays import ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
 from tests.tiling import oracles
 from tests.tolerances import SIGNIFICANCE, assert_near
@@ -346,3 +355,121 @@ def test_geometry_of_the_definition_is_that_of_the_layers() -> None:
     assert (layer.kernel, layer.stride, layer.padding, layer.dilation) == (3, 2, 1, 2)
     geometry = Geometry(9, 12, (3, 3), (2, 2), (1, 1, 1, 1), (2, 2))
     assert (geometry.out_height, geometry.out_width) == (4, 5)
+
+
+PULSED = {"preset": "Idealized", "merge": 0}
+HWA = "StandardHWATraining"
+
+
+def _on_arrays(network: nn.Module) -> list[ArrayLayer]:
+    return [layer for layer in network.modules() if isinstance(layer, ArrayLayer)]
+
+
+@pytest.mark.parametrize("arrays", [PULSED, HWA, "ReRamESPreset"], ids=str)
+@pytest.mark.parametrize("tiles", [None, (16, 4, 1)])
+def test_a_network_on_arrays_counts_like_an_ideal_one(arrays: Any, tiles: tuple[int, ...] | None) -> None:
+    plain = build(resolve(FULL, CIFAR, tiles=tiles), CIFAR, 10)
+    network = build(resolve(FULL, CIFAR, tiles=tiles, arrays=arrays), CIFAR, 10)
+    kinds = [type(layer) for layer in _on_arrays(network)]
+    assert kinds == [TiledConv2d, TiledConv2d, TiledConv2d, AnalogLinear]
+    assert not any(isinstance(layer, (nn.Conv2d, nn.Linear)) for layer in network.modules())
+    for convolutions_only in (True, False):
+        found = parameter_count(network, convolutions_only=convolutions_only)
+        assert found == parameter_count(plain, convolutions_only=convolutions_only)
+        if tiles is None:
+            assert found == (79_328 if convolutions_only else 89_578)
+    assert network.definition.arrays == arrays
+    assert [layer.index for layer in _on_arrays(network)] == [0, 1, 2, 3]
+    assert {int(layer.seed) for layer in _on_arrays(network)} == {0}
+
+
+@pytest.mark.parametrize("scheme", ["none", "random", "perforated"])
+def test_a_network_on_arrays_starts_from_the_weights_of_an_ideal_one(scheme: str) -> None:
+    """As near as the bounds of the devices allow."""
+    shape = (3, 9, 9)
+    plain = build(resolve(_small(), shape, scheme=scheme), shape, 4, seed=7)
+    layers = [layer for layer in plain.modules() if isinstance(layer, (nn.Conv2d, TiledConv2d, nn.Linear))]
+    for arrays in (PULSED, HWA):
+        network = build(resolve(_small(arrays=arrays), shape, scheme=scheme), shape, 4, seed=7)
+        for ideal, layer in zip(layers, _on_arrays(network), strict=True):
+            assert isinstance(ideal.weight, Tensor)
+            assert isinstance(ideal.bias, Tensor)
+            assert layer.bias is not None
+            weight, bias = ideal.weight.view(layer.weight.shape), ideal.bias.view(layer.bias.shape)
+            lines, expected = layer.to_lines(layer.weight, layer.bias), layer.to_lines(weight, bias)
+            state = layer.state_dict()
+            if arrays is PULSED:
+                low, high = state["matrices.0.min_bound"], state["matrices.0.max_bound"]
+                expected = torch.maximum(torch.minimum(expected, high), low)
+            assert torch.equal(lines, expected)
+    again = build(resolve(_small(arrays=PULSED), shape, scheme=scheme), shape, 4, seed=7).state_dict()
+    network = build(resolve(_small(arrays=PULSED), shape, scheme=scheme), shape, 4, seed=7)
+    assert all(torch.equal(values, again[name]) for name, values in network.state_dict().items())
+
+
+def test_devices_of_layers_are_independent() -> None:
+    network = build(resolve(FULL, CIFAR, tiles=(16, 4, 1), arrays=PULSED), CIFAR, 10, seed=3)
+    steps = [layer.state_dict()["matrices.0.dwmin_up"].flatten()[:2000] for layer in _on_arrays(network)]
+    for one, other in itertools.combinations(steps, 2):
+        correlation = float(torch.corrcoef(torch.stack([one, other]))[0, 1])
+        assert 2 * stats.norm.sf(abs(correlation) * math.sqrt(2000)) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message", "hint"),
+    [
+        ("ReRamE", "arrays: there is no preset 'ReRamE'", "did you mean 'ReRamES'?"),
+        ("StandardHWATrainin", "arrays: there is no preset", "did you mean 'StandardHWATraining'?"),
+        ("nothing", "arrays: there is no preset 'nothing'", "`rapa inspect --presets` lists all"),
+        ({"preset": "ideal", "merge": 0}, "arrays: preset 'ideal' has no parameters", "`rapa inspect --presets`"),
+        ({"merge": 0}, "arrays: 'device' is missing", "see `rapa inspect NAME`"),
+        ({"modifier": {"type": "AddNorml"}}, "arrays: modifier.type: ", "see `rapa inspect NAME`"),
+        ({"preset": "EcRam", "updat": {}}, "arrays: unknown key 'updat'", "did you mean 'update'?"),
+        ({"preset": "EcRam", "device": {"kind": "LinerStep"}}, "device.kind: ", "did you mean 'LinearStep'?"),
+        (
+            {"preset": "EcRam", "forward": {"inp_bound": 2.0}},
+            "arrays: forward: inp_bound: got 2.0, with noise_management AbsMax allowed is 1; with 'None' any bound",
+            "see `rapa inspect NAME`",
+        ),
+        (
+            {"preset": "EcRam", "merge": 0, "update": {"pulse_type": "MeanCount"}},
+            "arrays: merge: got 0, allowed is 1, or stochastic pulses (StochasticCompressed, Stochastic)",
+            "see `rapa inspect NAME`",
+        ),
+        (
+            {"preset": "EcRam", "mapping": {"input_range": 0.5}},
+            "arrays: got mapping.input_range 0.5, which cuts the input of the bias, 1",
+            "change the arrays",
+        ),
+    ],
+)
+def test_arrays_that_cannot_be_are_refused_in_one_line(arrays: Any, message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(resolve(_small(), (1, 9, 9), arrays=arrays), (1, 9, 9), 4)
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+def test_tables_change_presets() -> None:
+    arrays = arrays_of({"preset": "ReRamESPreset", "merge": 7, "device": {"w_max": 0.9}, "forward": {"out_noise": 0.0}})
+    assert isinstance(arrays, Arrays)
+    base = preset("ReRamES")
+    assert isinstance(base, Arrays)
+    expected = base.model_copy(
+        update={
+            "merge": 7,
+            "device": base.device.model_copy(update={"w_max": 0.9}),
+            "forward": base.forward.model_copy(update={"out_noise": 0.0}),
+        }
+    )
+    assert arrays == expected
+    other = arrays_of({"preset": "ReRamES", "device": {"kind": "ConstantStep", "w_max": 0.5}})
+    assert isinstance(other, Arrays)
+    assert other.device == ConstantStepDevice(w_max=0.5), "another kind of device has its own defaults"
+    inference = arrays_of({"preset": HWA, "forward": {"out_noise": 0.0}})
+    assert isinstance(inference, InferenceArrays)
+    assert inference.forward.out_noise == 0
+    own = arrays_of({"modifier": {"type": "AddNormal", "std_dev": 0.1}})
+    assert own == InferenceArrays(modifier=WeightModifier(type=ModifierType.ADD_NORMAL, std_dev=0.1))
+    assert arrays_of("ideal") is None

@@ -99,7 +99,7 @@ def computed(layer: TiledConv2d, x: Tensor, *, draw: int = 0) -> tuple[Tensor, T
     with draws(layer, images=torch.arange(len(x)) + 7, seed=3, draw=draw, stream="train"):
         y = layer(x)
     towards = torch.randn(y.shape, generator=torch.Generator().manual_seed(5))
-    (y * towards).sum().backward()
+    torch.autograd.backward((y * towards).sum())
     assert x.grad is not None
     return y.detach(), x.grad
 
@@ -192,7 +192,7 @@ def test_split_matrices_learn_by_pulses() -> None:
         with draws(layer, images=torch.arange(4), draw=step, stream="train"):
             loss = (layer(x) - target).square().mean()
         sgd.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         sgd.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0], losses
@@ -407,8 +407,8 @@ def test_linear_layers_are_ideal_ones(path: str, name: str, bias: bool) -> None:
         other = x.detach().clone().requires_grad_()
         found, expected = layer(x), ideal(other)
         assert_near(found, expected)
-        found.square().sum().backward()
-        expected.square().sum().backward()
+        torch.autograd.backward(found.square().sum())
+        torch.autograd.backward(expected.square().sum())
         assert x.grad is not None
         assert other.grad is not None
         assert_near(x.grad, other.grad)
@@ -426,7 +426,7 @@ def test_batches_without_images_and_single_images(path: str, name: str) -> None:
     x = torch.zeros(0, 3, 6, 7, requires_grad=True)
     y = layer(x)
     assert y.shape == (0, 5, 6, 7)
-    y.sum().backward()
+    torch.autograd.backward(y.sum())
     AnalogSGD(layer, lr=0.1).step()
     assert layer(images()[0]).shape == (5, 6, 7)
 

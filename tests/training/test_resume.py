@@ -106,6 +106,43 @@ def test_resumed_to_the_last_bit(tmp_path: Path, network: dict[str, Any], moment
     same(tmp_path / "whole", tmp_path / "parts")
 
 
+_ON_ARRAYS: dict[str, dict[str, Any]] = {
+    "constant steps": {"preset": "Idealized", "merge": 0},
+    "steps of the state": {"preset": "EcRam", "merge": 40},
+    "write noise": {"preset": "ReRamES", "merge": 0},
+    "decay": {"preset": "Capacitor", "merge": 0, "device": {"lifetime": 20.0, "diffusion": 0.001}},
+    "read in torch": {"preset": "GokmenVlasov", "merge": 0, "forward": {"noise_management": "AverageAbsMax"}},
+    "split": {"preset": "Idealized", "merge": 0, "mapping": {"max_input_size": 20}},
+    "inference": {"preset": "StandardHWATraining", "input_range": {"init_from_data": 6}},
+    "modified": {
+        "preset": "StandardHWATraining",
+        "modifier": {"type": "AddNormal", "std_dev": 0.1},
+        "clip": {"type": "LayerGaussian", "fixed_value": -1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("name", _ON_ARRAYS)
+def test_on_arrays_resumed_to_the_last_bit(tmp_path: Path, name: str) -> None:
+    network = {"scheme": "random", "arrays": _ON_ARRAYS[name]}
+    changes: dict[str, Any] = {"momentum": 0.9, "step_epochs": 1, "step_factor": 0.5}
+    run(tiny.begin(tmp_path / "whole", network=network, **changes), Stopper())
+    training = tiny.begin(tmp_path / "parts", network=network, **changes)
+    start = {key: values.clone() for key, values in training.network.state_dict().items()}
+    for stopper in (Stopper(after=2), Stopper(after=STEPS + 4)):
+        with pytest.raises(Interrupted):
+            run(training, stopper)
+        training = resumed(tmp_path / "parts")
+    run(training, Stopper())
+    same(tmp_path / "whole", tmp_path / "parts")
+    state = checkpoint.read(tmp_path / "parts" / runs.LAST).state
+    weight = "weight" if "conv1.weight" in state else "matrices.0.weight"
+    for layer in ("conv1", "conv2", "linear1"):
+        assert not torch.equal(state[f"{layer}.{weight}"], start[f"{layer}.{weight}"])
+    loaded = checkpoint.load(tmp_path / "parts")
+    assert all(torch.equal(values, state[key]) for key, values in loaded.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
