@@ -325,7 +325,8 @@ static float sum_of_squares(const float *x, int64_t n) {
     return total;
 }
 
-/* A thread's memory. Of all rows `inputs` and `apart` are filled up with zeros to whole vectors. */
+/* A thread's memory. Rows of inputs are `apart` numbers long, filled up with zeros, those of outputs as long as the
+   rows of a matrix. */
 typedef struct {
     float *u, *v, *noise, *more, *most;   /* inputs, outputs, Gaussians; twice outputs again where they are needed */
     float spread[CHUNK], scale[CHUNK];
