@@ -70,8 +70,9 @@ class Call:
 
     def counts(self, part: int, parts: int) -> Tensor:
         """How many patches each tile has in one of so many parts of the batch, int64 (tiles,)."""
-        first, last = (len(self.assignment) * n // parts for n in (part, part + 1))
-        return torch.bincount(self.assignment[first:last].reshape(-1) + 1, minlength=self.tiles + 1)[1:]
+        flat = self.assignment.reshape(-1)
+        first, last = (len(flat) * n // parts for n in (part, part + 1))
+        return torch.bincount(flat[first:last] + 1, minlength=self.tiles + 1)[1:]
 
     def rows(self, x: Tensor) -> Tensor:
         """The patches of images in the order of their tiles, (n, lines); lines: (kh, kw, C), then the bias."""
@@ -197,7 +198,8 @@ class PulsedMatrices(nn.Module):
         """Reads all patches: images, and what the backward reading needs."""
         bank = self._whole
         io, _ = self._peripheries
-        if bank is not None and _in_c(x, call) and supports(io, bank.lines(forward=True), forward=True):
+        in_c = self.arrays.aihwkit_compat is None and _in_c(x, call)
+        if bank is not None and in_c and supports(io, bank.lines(forward=True), forward=True):
             work = call.work(x, self._shape[1])
             y, clipped = passes.forward(work, x, bank.shown, io, call.key, bias_line=call.bias)
             return y, _Reading(work, clipped, None)
@@ -243,12 +245,13 @@ class PulsedMatrices(nn.Module):
         if bank is None or work is None or rate is None or not supports_update(self.arrays.update):
             self.bank.update(call.rows(update.x), call.outputs(update.d), call.sizes, lr, generator)
             return
+        d = update.d.contiguous(memory_format=torch.channels_last)
         batch, chunks = torch.tensor(call.sizes), 1
         if self.arrays.merge:
-            chunks = min(-(-int(batch.max()) // self.arrays.merge), len(update.x))
+            chunks = -(-int(batch.max()) // self.arrays.merge)
         for number in range(chunks):
             pulses = passes.moments(
-                work, update.x, update.d, rate, bank.granularity, self.arrays.update,
+                work, update.x, d, rate, bank.granularity, self.arrays.update,
                 bias_line=call.bias, chunk=(number, chunks),
             )  # fmt: skip
             bank.apply(pulses, generator, Chunk(call.counts(number, chunks), batch, lr, self.arrays.aihwkit_compat))

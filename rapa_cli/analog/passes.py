@@ -207,7 +207,7 @@ def moments(
         granularity: the size of one step.
         update: its parameters, those of an update that is supported.
         bias_line: whether the arrays have a line whose input is always 1.
-        chunk: (i, n) takes the i-th of n parts of the batch: images from B i // n to B (i + 1) // n.
+        chunk: (i, n) takes the i-th of n parts of the batch: patches number B n_p i // n to B n_p (i + 1) // n.
 
     Returns:
         Moments (tiles, out, lines).
@@ -221,11 +221,13 @@ def moments(
     problem, out = work.problem, d.shape[1]
     lines = problem.lines * problem.run + bias_line
     shape = (4, problem.tiles, out, lines)
-    first, last = problem.batch * index // chunks, problem.batch * (index + 1) // chunks
+    total = problem.batch * problem.patches
+    first, last = total * index // chunks, total * (index + 1) // chunks
     if lr <= 0 or first == last:
         return Moments(*torch.zeros(shape))
     results = Moments(*torch.empty(shape))
-    padded, rows = work.padded(x, slice(first, last)), d.permute(0, 2, 3, 1).contiguous()
+    images = slice(first // problem.patches, -(-last // problem.patches))
+    padded, rows = work.padded(x, images), d.permute(0, 2, 3, 1).contiguous()
     trains = _Update.of(lr, granularity, update)
     failed = library().rapa_analog_moments(
         work.reference,

@@ -530,11 +530,11 @@ int rapa_analog_forward(const Problem *p, const Array *a, const float *x, int64_
 
 /* ---------------------------------------------------------------- backward */
 
-/* The first place from `first` to `last`, in one group, whose patch is of this image or a later one. */
-static int64_t place_of(const Problem *p, int64_t first, int64_t last, int64_t image) {
+/* The first place from `first` to `last`, in one group, whose patch has this number in the batch or a later one. */
+static int64_t place_of(const Problem *p, int64_t first, int64_t last, int64_t patch) {
     while (first < last) {
         const int64_t middle = (first + last) / 2;
-        if (p->order[middle] < image * p->patches) first = middle + 1;
+        if (p->order[middle] < patch) first = middle + 1;
         else last = middle;
     }
     return first;
@@ -590,7 +590,8 @@ int rapa_analog_backward(const Problem *p, const Array *a, const float *d, const
             memset(grad + from * p->image, 0, sizeof(float) * (to - from) * p->image);
             for (int64_t tile = 0; ready && tile < p->tiles; tile++) {
                 const int64_t *start = p->start + part * p->tiles + tile;
-                const int64_t first = place_of(p, start[0], start[1], from), last = place_of(p, first, start[1], to);
+                const int64_t first = place_of(p, start[0], start[1], from * p->patches);
+                const int64_t last = place_of(p, first, start[1], to * p->patches);
                 for (int64_t q = first; q < last; q += CHUNK)
                     backward_block(p, a, &s, tile, q, last - q < CHUNK ? last - q : CHUNK, d, clipped, grad);
             }
@@ -749,7 +750,7 @@ static void finish(const Sums *s, int64_t tile, int64_t lines, int64_t outputs, 
     }
 }
 
-/* Means and variances of the pulses up and down from the pairs of the images `first` to `last`, as
+/* Means and variances of the pulses up and down from the patches number `first` to `last` of the batch, as
    rapa_cli/analog/merged.py defines them: up, down, and their variances, each (tiles, outputs, lines). Each sum runs in
    the order of its tile's patches. Returns 0, or -1 where there is no memory. */
 int rapa_analog_moments(const Problem *p, const Update *t, const float *x, const float *d, int64_t first, int64_t last,
@@ -773,7 +774,8 @@ int rapa_analog_moments(const Problem *p, const Update *t, const float *x, const
             s.from = lines * (unit % cuts) / cuts, s.to = lines * (unit % cuts + 1) / cuts;
             memset(s.sums, 0, sizeof(float) * (s.to - s.from) * 2 * p->out);
             memset(s.squares, 0, sizeof(float) * (s.to - s.from) * 2 * p->out);
-            for (int64_t part = first / p->part_images; part * p->part_images < last; part++) {
+            const int64_t of_part = p->part_images * p->patches;
+            for (int64_t part = first / of_part; part * of_part < last; part++) {
                 const int64_t *start = p->start + part * p->tiles + tile;
                 const int64_t from = place_of(p, start[0], start[1], first), to = place_of(p, from, start[1], last);
                 for (int64_t q = from; q < to; q++) {

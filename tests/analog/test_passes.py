@@ -347,17 +347,20 @@ def test_moments_are_those_of_the_torch_path(
     assert_same_moments(found, expected, 0.1 if update.res else 2e-5)
 
 
-def test_chunks_add_up_and_hold_whole_images(threads: None) -> None:
+def test_chunks_add_up_and_hold_the_patches_they_should(threads: None) -> None:
     problem = Problem.of(Sizes(7, 3, 17, 6, 3, (3, 3), padding=1))
     arguments = (problem.work, problem.x, problem.d, 0.05, 0.01, UpdateParameters())
     whole = passes.moments(*arguments, bias_line=True)
-    chunks = [passes.moments(*arguments, bias_line=True, chunk=(i, 3)) for i in range(3)]
-    assert_same_moments(merged.Moments(*(sum(parts) for parts in zip(*chunks, strict=True))), whole)
-    for i, (first, last) in enumerate(((0, 2), (2, 4), (4, 7))):
+    # Chunks of less than an image, of whole images, and of some images and a part of one.
+    for number in (30, 7, 3):
+        chunks = [passes.moments(*arguments, bias_line=True, chunk=(i, number)) for i in range(number)]
+        assert_same_moments(merged.Moments(*(sum(parts) for parts in zip(*chunks, strict=True))), whole)
+    chunks = [passes.moments(*arguments, bias_line=True, chunk=(i, 7)) for i in range(7)]
+    for i in range(7):
         part = replace(
             problem,
-            sizes=replace(problem.sizes, batch=last - first),
-            **{name: getattr(problem, name)[first:last] for name in ("x", "d", "assignment")},
+            sizes=replace(problem.sizes, batch=1),
+            **{name: getattr(problem, name)[i : i + 1] for name in ("x", "d", "assignment")},
         )
         alone = passes.moments(part.work, part.x, part.d, 0.05, 0.01, UpdateParameters(), bias_line=True)
         assert all(torch.equal(a, b) for a, b in zip(alone, chunks[i], strict=True))
