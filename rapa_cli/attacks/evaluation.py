@@ -1,60 +1,56 @@
-"""Accuracy under attack, as the paper's figure 4 has it: over the images that are right without noise."""
+"""Networks under attack: methods and threats, at many strengths, scored on some draws and judged on others.
+
+Accuracy over the images that are right without noise is the paper's (figure 4), accuracy over all images that of Cisse
+et al. (2017). An attack may believe what it likes of its images: what counts is what the network says of them on draws
+that the attack has not seen.
+"""
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rapa_cli.analog.module import exact_gradients, noiseless
-from rapa_cli.analysis.evaluation import batches, evaluating, wilson
-from rapa_cli.attacks.fgsm import eps_for_snr, gradient_sign, perturb, snr_db
-from rapa_cli.keyed import draws
+from rapa_cli.analysis.evaluation import batches
+from rapa_cli.analysis.reduction import reduce
+from rapa_cli.attacks.fgsm import perturb
+from rapa_cli.attacks.judging import judge
+from rapa_cli.attacks.methods import Method, method_named
+from rapa_cli.attacks.oracle import Oracle
+from rapa_cli.attacks.records import Level, Origin, Records, Settings
+from rapa_cli.attacks.results import Point, results
+from rapa_cli.attacks.snr import RAW, Space, eps_for_snr, exact_step, snr_db, space_of
+from rapa_cli.attacks.threat import Threat, View, judging_draw, parse_threat, scoring_draw
 
-# The attacker's draw and the draw that scores; both belong to the attack's own stream.
-_GRADIENT_DRAW = 0
-_SCORING_DRAW = 1
+__all__ = ["Attack", "Evaluation", "Level", "Point", "attack", "attacks_named", "attacks_of", "strength"]
+
+# Backward through a network takes about twice the time of forward.
+_GRADIENT_COST = 3
 
 
 @dataclass(frozen=True)
-class Level:
-    """A strength to attack with: `eps` on the [0, 1] scale, or a signal-to-noise ratio in dB."""
+class Attack:
+    """A method under a threat."""
 
-    eps: float | None = None
-    snr_db: float | None = None
+    method: Method
+    threat: Threat
+
+    def __str__(self) -> str:
+        return self.method.name if self.threat.name == "noise" else f"{self.method.name}, {self.threat}"
 
 
-@dataclass(frozen=True)
-class Point:
-    """The result at one level.
+def attacks_of(methods: Sequence[str], threats: Sequence[str]) -> list[Attack]:
+    """All methods under all threats, each attack once: noise knows no threats, and EOT-PGD is EOT under any.
 
-    Attributes:
-        level: what was asked for.
-        eps: the strength, where an SNR was asked for its mean over the counted images.
-        snr_db: mean of the signal-to-noise ratio that came about after cutting to [0, 1], over the counted images that
-            were changed, black ones apart, since they have no ratio; infinite where none was changed.
-        correct: counted images that are still right.
-        counted: images that are right without noise, under the draw that scores.
+    Raises:
+        ConfigError: a name is not known.
     """
-
-    level: Level
-    eps: float
-    snr_db: float
-    correct: int
-    counted: int
-
-    @property
-    def accuracy(self) -> float:
-        """Percent of the counted images."""
-        return 100 * self.correct / self.counted if self.counted else math.nan
-
-    @property
-    def ci95(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy, percent."""
-        return wilson(self.correct, self.counted)
+    known = [parse_threat(text) for text in threats]
+    named = [method_named(name) for name in methods]
+    return list(dict.fromkeys(Attack(method, method.under(threat)) for method in named for threat in known))
 
 
 def attack(
@@ -63,20 +59,29 @@ def attack(
     labels: Tensor,
     levels: Sequence[Level],
     *,
+    method: str = "fgsm",
+    threat: str = "fresh-draw",
+    draws: int = 1,
+    judge_draws: int = 0,
     seed: int = 0,
     batch_size: int = 100,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Point]:
-    """Attacks a network by FGSM: the gradient is taken on one draw, the result is scored on another.
+    """Attacks a network, by default with FGSM: the gradient is taken on one draw, the result is scored on another.
 
-    One gradient for each image serves all levels. On analog arrays it is that of the weights they show, without the
-    noise of reading: an attacker who knows the arrays is not held up by it. The model is as before afterwards.
+    For FGSM one gradient for each image serves all levels. On analog arrays gradients are those of the weights they
+    show, without the noise of reading: an attacker who knows the arrays is not held up by it. The model is as before
+    afterwards.
 
     Args:
         model: takes (B, C, H, W) in [0, 1].
         images: uint8 (N, C, H, W); their ids are their places in the split.
         labels: int64 (N,).
         levels: the strengths.
+        method: a name that `method_named` knows.
+        threat: what the attacker knows of the draws, as `parse_threat` reads it.
+        draws: how many draws score.
+        judge_draws: how many fresh draws judge again.
         seed: of the draws.
         batch_size: images at a time.
         on_batch: called with the number of images after each batch.
@@ -84,45 +89,284 @@ def attack(
     Returns:
         A point for each level.
     """
-    device = next(model.parameters()).device
-    correct = torch.zeros(len(levels), dtype=torch.int64, device=device)
-    eps_sum = torch.zeros(len(levels), dtype=torch.float64, device=device)
-    snr_sum = torch.zeros(len(levels), dtype=torch.float64, device=device)
-    noisy_images = torch.zeros(len(levels), dtype=torch.int64, device=device)
-    counted = 0
-    with evaluating(model):
-        for ids, x, y in batches(images, labels, batch_size, device):
-            gradient_draw = draws(model, images=ids, seed=seed, draw=_GRADIENT_DRAW, stream="attack")
-            with noiseless(model), exact_gradients(model), gradient_draw:
-                sign = gradient_sign(model, x, y)
-            with torch.no_grad(), draws(model, images=ids, seed=seed, draw=_SCORING_DRAW, stream="attack"):
-                right = model(x).argmax(1) == y
-                counted += int(right.sum())
-                for number, level in enumerate(levels):
-                    eps = _strength(level, x)
-                    noisy = perturb(x, sign, eps)
-                    correct[number] += ((model(noisy).argmax(1) == y) & right).sum()
-                    eps_sum[number] += eps[right].sum()
-                    ratio = snr_db(x, noisy)[right]
-                    snr_sum[number] += ratio[ratio.isfinite()].sum()
-                    noisy_images[number] += ratio.isfinite().sum()
-            if on_batch:
-                on_batch(len(x))
-    points = []
-    for n, level in enumerate(levels):
-        strength = _mean(eps_sum[n], counted) if level.eps is None else level.eps
-        unchanged = math.inf if counted else math.nan
-        snr = _mean(snr_sum[n], int(noisy_images[n])) if noisy_images[n] else unchanged
-        points.append(Point(level, strength, snr, int(correct[n]), counted))
-    return points
+    settings = Settings(
+        networks=(Origin(path="", sha256=""),),
+        data="",
+        data_sha256="",
+        images=len(images),
+        levels=tuple(levels),
+        methods=(method,),
+        threats=(threat,),
+        draws=draws,
+        judge_draws=judge_draws,
+        votes=judge_draws,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    records = Records(settings, labels)
+    run = Evaluation([model], images, labels, records, on_images=on_batch)
+    run.attack()
+    return results(records, attacks_named(run.attacks))[0].points
 
 
-def _mean(total: Tensor, count: int) -> float:
-    return float(total) / count if count else math.nan
+def attacks_named(attacks: Sequence[Attack]) -> list[tuple[str, str, str]]:
+    """Name, threat and norm of each attack, as results carry them."""
+    return [(attack.method.name, str(attack.threat), attack.method.norm) for attack in attacks]
 
 
-def _strength(level: Level, x: Tensor) -> Tensor:
+class Evaluation:
+    """One evaluation on its way: fills records, from where they are.
+
+    Args:
+        networks: in the order of the settings; each takes (B, C, H, W) in [0, 1].
+        images: uint8 (N, C, H, W); their ids are their places in the split.
+        labels: int64 (N,).
+        records: what was found so far.
+        source: the network that transfer attacks are made on; each network's own reduction where it is None.
+        on_part: called with what is about to be done, in words.
+        on_cost: called after each batch with what it cost, in passes of one image forward through a network.
+        on_images: called after each batch under attack with its number of images.
+
+    Attributes:
+        attacks: methods under threats, in the order of the results of each network.
+        records: as above.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        images: Tensor,
+        labels: Tensor,
+        records: Records,
+        *,
+        source: nn.Module | None = None,
+        on_part: Callable[[str], None] | None = None,
+        on_cost: Callable[[int], None] | None = None,
+        on_images: Callable[[int], None] | None = None,
+    ) -> None:
+        settings = records.settings
+        self.records, self.attacks = records, attacks_of(settings.methods, settings.threats)
+        self._images, self._labels, self._settings = images, labels, settings
+        self._networks = [_Target(network, settings, images) for network in networks]
+        self._source = None if source is None else Oracle(source, settings.seed)
+        self._on_part = on_part or (lambda _: None)
+        self._on_cost = on_cost or (lambda _: None)
+        self._on_images = on_images or (lambda _: None)
+
+    @property
+    def cost(self) -> int:
+        """All that is still to be done, in passes of one image forward through a network."""
+        images, left = self._settings.images, 0
+        for number in range(len(self._networks)):
+            left += (images - self.records.done(f"networks/{number}")) * self._clean_cost
+            for place, attack in enumerate(self.attacks):
+                result = number * len(self.attacks) + place
+                for levels in self._passes(attack):
+                    done = self.records.done(f"results/{result}/{levels[0]}")
+                    left += (images - done) * self._attack_cost(attack, len(levels))
+        return left
+
+    def attack(self) -> None:
+        """Does what is left to do; whatever ends it, what was done is in the records.
+
+        Raises:
+            ConfigError: a method cannot work on a network.
+            FileError: the records cannot be written.
+        """
+        with self.records.kept():
+            for number, target in enumerate(self._networks):
+                name = f"network {number + 1} of {len(self._networks)}: " if len(self._networks) > 1 else ""
+                self._on_part(f"{name}without noise")
+                self._clean(number, target)
+                for place, attack in enumerate(self.attacks):
+                    result = number * len(self.attacks) + place
+                    for levels in self._passes(attack):
+                        at = "all levels" if len(levels) > 1 else f"level {levels[0] + 1}"
+                        of = f" of {len(self._settings.levels)}" if len(levels) == 1 else ""
+                        self._on_part(f"{name}{attack}, {at}{of}")
+                        self._attack(result, levels, target, attack)
+
+    @property
+    def _clean_cost(self) -> int:
+        return self._settings.draws + self._judging_cost
+
+    @property
+    def _judging_cost(self) -> int:
+        judged, votes = self._settings.judge_draws, self._settings.votes
+        return judged + (votes if votes < judged else 0)
+
+    def _attack_cost(self, attack: Attack, levels: int) -> int:
+        groups = len({attack.threat.draws(number) for number in range(self._settings.draws)})
+        gradients = groups * attack.method.steps * max(1, attack.threat.count) * _GRADIENT_COST
+        return gradients + levels * (self._settings.draws + groups * (self._judging_cost + 1))
+
+    def _passes(self, attack: Attack) -> list[list[int]]:
+        """The levels of an attack that are done together."""
+        every = list(range(len(self._settings.levels)))
+        return [every] if attack.method.single_gradient else [[level] for level in every]
+
+    def _clean(self, number: int, target: _Target) -> None:
+        part = f"networks/{number}"
+        for ids, x, y in self._left(part, target.device):
+            found = {"clean": torch.stack(target.scored(x, ids, range(self._settings.draws)), 1).to(torch.int16)}
+            if self._settings.judge_draws:
+                judged, vote = target.judged(x, y, ids)
+                found |= {"judged": judged, "vote": vote}
+            self.records.put(part, int(ids[0]), found)
+            self.records.save()
+            self._on_cost(len(x) * self._clean_cost)
+
+    def _attack(self, result: int, levels: list[int], target: _Target, attack: Attack) -> None:
+        draws = range(self._settings.draws)
+        # Draws that show the attacker the same share one attack.
+        alike = 1 if target.deterministic or len({attack.threat.draws(draw) for draw in draws}) == 1 else len(draws)
+        oracle = self._oracle(target, attack.threat)
+        views = [View(oracle, attack.threat, scoring) for scoring in range(alike)]
+        cost = self._attack_cost(attack, len(levels))
+        # All levels of a pass get each batch at once, so that the last one is the one that may be behind.
+        for ids, x, y in self._left(f"results/{result}/{levels[-1]}", target.device):
+            single = attack.method.single_gradient
+            directions = [attack.method.direction(view, x, y, ids) if single else None for view in views]
+            for level in levels:
+                found = [
+                    self._perturbed(attack.method, view, x, y, ids, self._settings.levels[level], direction, target)
+                    for view, direction in zip(views, directions, strict=True)
+                ]
+                self._put(result, level, target, x, y, ids, views, found)
+            self.records.save()
+            self._on_cost(len(x) * cost)
+            self._on_images(len(x))
+
+    def _perturbed(
+        self,
+        method: Method,
+        view: View,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        level: Level,
+        direction: Tensor | None,
+        target: _Target,
+    ) -> _Perturbed:
+        """Adversarial images of one level."""
+        exact = self._settings.exact_snr and level.snr_db is not None
+        eps = strength(level, x, target.space)
+        if exact and direction is not None and level.snr_db is not None:
+            eps, outcome = exact_step(x, direction, level.snr_db, target.space)
+            return _Perturbed(perturb(x, direction, eps), eps, outcome)
+        if direction is not None:
+            return _Perturbed(perturb(x, direction, eps), eps, None)
+        adversarial = method.attack(view, x, y, ids, eps)
+        if exact and level.snr_db is not None:
+            step, outcome = exact_step(x, adversarial - x, level.snr_db, target.space)
+            return _Perturbed(perturb(x, adversarial - x, step), step * eps, outcome)
+        return _Perturbed(adversarial, eps, None)
+
+    def _put(
+        self,
+        result: int,
+        level: int,
+        target: _Target,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        views: list[View],
+        found: list[_Perturbed],
+    ) -> None:
+        settings = self._settings
+        scored: list[Tensor] = []
+        for group, perturbed in enumerate(found):
+            scored += target.scored(perturbed.images, ids, range(settings.draws) if len(found) == 1 else [group])
+        values = {
+            "predicted": torch.stack(scored, 1).to(torch.int16),
+            "eps": torch.stack([each.eps for each in found], 1),
+            "snr_db": torch.stack([snr_db(x, each.images, target.space) for each in found], 1),
+        }
+        if settings.judge_draws:
+            judgements = [target.judged(each.images, y, ids) for each in found]
+            values["judged"] = torch.stack([judged for judged, _ in judgements], 1)
+            values["vote"] = torch.stack([vote for _, vote in judgements], 1)
+            if views[0].threat.name != "noise":
+                seen = [view.logits(each.images, ids).argmax(1) for view, each in zip(views, found, strict=True)]
+                values["believed"] = torch.stack(seen, 1).to(torch.int16)
+        outcomes = [each.outcome for each in found if each.outcome is not None]
+        if outcomes:
+            values["outcome"] = torch.stack(outcomes, 1)
+        start = int(ids[0])
+        if settings.save_images:
+            self.records.keep_images(result, level, start, torch.stack([each.images for each in found], 1))
+        self.records.put(f"results/{result}/{level}", start, values)
+
+    def _left(self, part: str, device: torch.device) -> itertools.islice[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of a part that are not done."""
+        size = self._settings.batch_size
+        done = -(-self.records.done(part) // size)
+        return itertools.islice(batches(self._images, self._labels, size, device), done, None)
+
+    def _oracle(self, target: _Target, threat: Threat) -> Oracle:
+        if threat.name != "transfer":
+            return target.oracle
+        return self._source or target.reduced
+
+
+@dataclass(frozen=True)
+class _Perturbed:
+    images: Tensor
+    eps: Tensor
+    outcome: Tensor | None
+
+
+class _Target:
+    """A network that is attacked."""
+
+    def __init__(self, network: nn.Module, settings: Settings, images: Tensor) -> None:
+        self.oracle = Oracle(network, settings.seed)
+        self.device = next(network.parameters()).device
+        self.space: Space = space_of(network, settings.snr_space) if settings.snr_space != "raw" else RAW
+        self._settings = settings
+        self._images = images
+        self._deterministic: bool | None = None
+        self._reduced: Oracle | None = None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether all draws are the same, bit for bit, on the first images."""
+        if self._deterministic is None:
+            several = self._settings.draws + self._settings.judge_draws > 1
+            if not several or not len(self._images):
+                return False
+            ids, x, _ = next(iter(batches(self._images[:8], self._images.new_zeros(8).long(), 8, self.device)))
+            first, *others = [
+                self.oracle.logits(x, ids, draw) for draw in (scoring_draw(0), scoring_draw(1), judging_draw(0))
+            ]
+            self._deterministic = all(torch.equal(first, other) for other in others)
+        return self._deterministic
+
+    @property
+    def reduced(self) -> Oracle:
+        """The network's own reduction to one kernel matrix for each layer."""
+        if self._reduced is None:
+            self._reduced = Oracle(reduce(self.oracle.model), self._settings.seed)
+        return self._reduced
+
+    def scored(self, x: Tensor, ids: Tensor, draws: Sequence[int]) -> list[Tensor]:
+        """Classes int64 (B,) in each of these scoring draws."""
+        wanted = draws[:1] if self.deterministic else draws
+        found = [self.oracle.logits(x, ids, scoring_draw(draw)).argmax(1) for draw in wanted]
+        return found if len(found) == len(draws) else found * len(draws)
+
+    def judged(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes int16 in each judging draw (B, J), and of the vote of the first of them (B,)."""
+        wanted, votes = self._settings.judge_draws, self._settings.votes
+        found = judge(self.oracle, x, y, ids, 1 if self.deterministic else wanted)
+        voted = found if self.deterministic or votes == wanted else judge(self.oracle, x, y, ids, votes)
+        predictions = found.predictions.to(torch.int16)
+        return predictions.expand(-1, wanted) if self.deterministic else predictions, voted.vote.to(torch.int16)
+
+
+def strength(level: Level, x: Tensor, space: Space = RAW) -> Tensor:
+    """Strengths (B,) of a level for images (B, C, H, W)."""
     if level.eps is not None:
         return x.new_full((len(x),), level.eps)
     assert level.snr_db is not None
-    return eps_for_snr(x, level.snr_db)
+    return eps_for_snr(x, level.snr_db, space)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -35,22 +33,3 @@ def perturb(x: Tensor, sign: Tensor, eps: float | Tensor) -> Tensor:
     """
     strength = eps[:, None, None, None] if isinstance(eps, Tensor) else eps
     return (x + strength * sign).clamp(0, 1)
-
-
-def eps_for_snr(x: Tensor, snr_db: float) -> Tensor:
-    """The strength that gives each image a signal-to-noise ratio, were nothing cut.
-
-    RMS(x) / 10^(SNR/20), shape (B,); SNR = 20 log10(||x|| / ||noise||) in dB.
-    """
-    root_mean_square = x.square().flatten(1).mean(1).sqrt()
-    return root_mean_square * math.pow(10.0, -snr_db / 20)
-
-
-def snr_db(x: Tensor, perturbed: Tensor) -> Tensor:
-    """20 log10(||x|| / ||perturbed - x||) of each image in dB, shape (B,).
-
-    Infinite where nothing was changed, minus infinity for a black image that was.
-    """
-    signal = x.flatten(1).norm(dim=1)
-    noise = (perturbed - x).flatten(1).norm(dim=1)
-    return 20 * torch.log10(torch.where(noise > 0, signal / noise, torch.inf))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rapa_cli.analysis.evaluation import wilson
-from rapa_cli.attacks.evaluation import Level, Point, attack
-from rapa_cli.attacks.fgsm import eps_for_snr, gradient_sign, perturb, snr_db
+from rapa_cli.attacks.evaluation import Level, attack
+from rapa_cli.attacks.fgsm import gradient_sign, perturb
+from rapa_cli.attacks.snr import eps_for_snr, snr_db
 from rapa_cli.data.images import Split
 from rapa_cli.keyed import draws
 from rapa_cli.layers.network import Network
@@ -142,7 +143,7 @@ def test_the_draws_differ(test: Split, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(TiledConv2d, "assign", noted)
     attack(network, test.images, test.labels, [Level(eps=0.1), Level(eps=0.2)])
-    gradient, clean, *noisy = seen
+    clean, gradient, *noisy = seen
     assert not torch.equal(gradient, clean)
     assert len(noisy) == 2
     assert all(torch.equal(clean, other) for other in noisy), "one draw scores the clean and the noisy image"
@@ -228,9 +229,3 @@ def test_black_images_do_not_spoil_the_mean(half_black: tuple[Tensor, Tensor]) -
     assert ratio.snr_db == pytest.approx(40, abs=0.5)
     assert ratio.eps == pytest.approx(float(eps_for_snr(x, 40).mean()) / 2, rel=1e-4)
     assert all(point.counted == 24 for point in (none, some, ratio))
-
-
-def test_a_point_says_what_was_asked() -> None:
-    point = Point(Level(eps=0.5), 0.5, 10.0, 3, 4)
-    assert point.accuracy == 75
-    assert point.level.eps == 0.5

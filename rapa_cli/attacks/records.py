@@ -1,0 +1,313 @@
+"""What an evaluation found, image by image, in one safetensors file that grows as the evaluation goes on.
+
+records.safetensors   the tensors below; its metadata key `rapa` holds the settings and how far the evaluation is
+summary.csv           a row for each network, method, threat and level
+images/               adversarial images, where they were asked for: a file for each result, level and batch
+
+`index` and `label` are int64 (N,). With network n, result r, level l, draws S that score, J that judge, and attacks G:
+networks/n/clean        int16 (N, S)        class of the clean image in each scoring draw
+networks/n/judged       int16 (N, J)        and in each judging draw
+networks/n/vote         int16 (N,)          and by the vote of the first of them
+results/r/l/predicted   int16 (N, S)        class of the adversarial image in each scoring draw
+results/r/l/believed    int16 (N, G)        its class as the attack itself saw it
+results/r/l/judged      int16 (N, G, J)     its class in each judging draw
+results/r/l/vote        int16 (N, G)        and by the vote of the first of them
+results/r/l/eps         float32 (N, G)      strength on the [0, 1] scale
+results/r/l/snr_db      float32 (N, G)      SNR that came about
+results/r/l/outcome     uint8 (N, G)        whether an exact SNR was met: 0 met, 1 black, 2 saturated, 3 nothing changed
+G is 1 where one attack serves all scoring draws, else S. -1 is the class of an image that was not reached yet.
+
+A file that a kill leaves is whole, and what goes on from it ends in the same bytes as what was never stopped: nothing
+in it tells the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rapa_cli import config
+from rapa_cli.errors import ConfigError, FileError, RapaError
+from rapa_cli.files import atomic, make_folder, system_error
+from rapa_cli.philox import MAX_SEED
+
+FILE, SUMMARY, IMAGES = "records.safetensors", "summary.csv", "images"
+_KEY = "rapa"
+# Writing takes at most one part in so many of the time.
+_SPARE = 20
+# Settings in the words of the command line, for messages.
+_OPTIONS = {
+    "networks": "checkpoints",
+    "levels": "--eps or --snr",
+    "methods": "--methods",
+    "threats": "--threat",
+    "source": "--source",
+    "snr_space": "--snr-space",
+    "exact_snr": "--exact-snr",
+    "draws": "--draws",
+    "judge_draws": "--judge-draws",
+    "votes": "-n",
+    "data_sha256": "the images of --data",
+    "save_images": "--save-images",
+    "batch_size": "--batch-size",
+}
+
+
+class Level(config.Frozen):
+    """A strength to attack with: `eps` on the [0, 1] scale, or a signal-to-noise ratio in dB."""
+
+    eps: float | None = None
+    snr_db: float | None = None
+
+
+class Origin(config.Frozen):
+    """A checkpoint file that was evaluated.
+
+    Attributes:
+        path: as it was given.
+        sha256: of the file.
+        chosen: how it was chosen among those of its run.
+        baseline: whether the others are compared with it.
+    """
+
+    path: str
+    sha256: str
+    chosen: str = ""
+    baseline: bool = False
+
+
+class Settings(config.Frozen):
+    """Everything that decides what an evaluation finds.
+
+    Attributes:
+        networks: what is attacked.
+        source: the network that transfer attacks are made on; the networks' own reduction where it is None.
+        data: name of the data set.
+        data_sha256: of its images and labels that are used.
+        images: how many.
+        levels: strengths.
+        methods: names.
+        threats: as they are written.
+        snr_space: raw or standardized.
+        exact_snr: whether strengths are adapted until the ratio is met.
+        draws: that score.
+        judge_draws: fresh ones that judge again.
+        votes: the first of them that vote.
+        seed: of every draw.
+        noise: whether arrays are read with noise.
+        save_images: whether adversarial images are kept.
+        batch_size: images at a time; floats, and so a class on the edge, may depend on it.
+        device: cpu, cuda or mps; likewise.
+    """
+
+    format: Literal[1] = 1
+    networks: tuple[Origin, ...] = Field(min_length=1)
+    source: Origin | None = None
+    data: str
+    data_sha256: str
+    images: PositiveInt
+    levels: tuple[Level, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(min_length=1)
+    threats: tuple[str, ...] = Field(min_length=1)
+    snr_space: Literal["raw", "standardized"] = "raw"
+    exact_snr: bool = False
+    draws: PositiveInt = 1
+    judge_draws: NonNegativeInt = 0
+    votes: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    noise: bool = True
+    save_images: bool = False
+    batch_size: PositiveInt = 100
+    device: str = "cpu"
+
+
+class Records:
+    """The tensors of an evaluation with how far they are filled, in memory and, if it has a folder, in its file.
+
+    Attributes:
+        settings: of the evaluation.
+        folder: of the file; None keeps everything in memory.
+        tensors: by the names above.
+    """
+
+    def __init__(self, settings: Settings, labels: Tensor, folder: Path | None = None) -> None:
+        self.settings, self.folder = settings, folder
+        self.tensors: dict[str, Tensor] = {"index": torch.arange(settings.images), "label": labels.to(torch.int64)}
+        self._done: dict[str, int] = {}
+        self._next = 0.0
+
+    def done(self, part: str) -> int:
+        """How many images of a part (`networks/n` or `results/r/l`) are done; they are the first ones."""
+        return self._done.get(part, 0)
+
+    def put(self, part: str, start: int, values: Mapping[str, Tensor]) -> None:
+        """Fills in a batch of a part, image `start` first; every value has the images as its first axis."""
+        stop = start
+        for name, value in values.items():
+            key, rows = f"{part}/{name}", value.detach().cpu()
+            if key not in self.tensors:
+                shape = (self.settings.images, *rows.shape[1:])
+                self.tensors[key] = torch.full(shape, 0 if rows.is_floating_point() or name == "outcome" else -1).to(
+                    rows.dtype
+                )
+            stop = start + len(rows)
+            self.tensors[key][start:stop] = rows
+        self._done[part] = stop
+
+    def keep_images(self, result: int, level: int, start: int, images: Tensor) -> None:
+        """Writes a batch of adversarial images, float32 (B, G, C, H, W) in [0, 1], as a file of its own."""
+        assert self.folder is not None
+        place = make_folder(self.folder / IMAGES / f"result-{result}" / f"level-{level}")
+        index = torch.arange(start, start + len(images))
+        name = f"{start:06}.safetensors"
+        _write(place / name, {"index": index, "adversarial": images.detach().cpu().contiguous()}, {})
+
+    def save(self, *, now: bool = False) -> None:
+        """Writes the file, unless writing would take too much of the time; `now` writes it in any case."""
+        if self.folder is None or (not now and time.monotonic() < self._next):
+            return
+        started = time.monotonic()
+        document = {"settings": self.settings.model_dump(mode="json"), "done": self._done}
+        metadata = {_KEY: json.dumps(document, sort_keys=True)}
+        _write(self.folder / FILE, dict(sorted(self.tensors.items())), metadata)
+        self._next = time.monotonic() + _SPARE * (time.monotonic() - started)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever ends the block, what was done in it is written."""
+        try:
+            yield
+        finally:
+            self.save(now=True)
+
+
+def begin(folder: Path, settings: Settings, labels: Tensor) -> Records:
+    """New records in a folder, which is made.
+
+    Raises:
+        ConfigError: there are records in it already.
+        FileError: it cannot be made.
+    """
+    if (folder / FILE).exists():
+        raise ConfigError(
+            f"--out {folder}: there are records of an attack in this folder already",
+            hint=f"go on with them by --resume {folder}, or choose another folder",
+        )
+    make_folder(folder)
+    return Records(settings, labels, folder)
+
+
+def read(folder: Path) -> Records:
+    """The records in a folder, to look at or to go on with.
+
+    Raises:
+        FileError: there are none, or they are damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        what = f"there are no records in {folder} ({FILE} is missing)" if folder.is_dir() else f"there is no {folder}"
+        raise FileError(what, hint="`rapa attack --out DIR` writes them")
+    try:
+        with safe_open(path, framework="pt") as file:
+            document = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        settings = config.validate(Settings, document["settings"], "settings")
+        found = Records(settings, tensors["label"], folder)
+        found._done = {str(part): int(count) for part, count in document["done"].items()}
+        if any(len(tensor) != settings.images for tensor in tensors.values()):
+            raise ValueError(f"its tensors are not all of {settings.images} images")
+        for part, count in found._done.items():
+            if not 0 <= count <= settings.images or not any(name.startswith(f"{part}/") for name in tensors):
+                raise ValueError(f"part '{part}' is missing")
+    except (
+        SafetensorError,
+        OSError,
+        RapaError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{path} cannot be read: {reason}", hint="begin again in another folder with --out") from None
+    found.tensors = tensors
+    return found
+
+
+def check_same(records: Records, settings: Settings) -> None:
+    """Records can only be gone on with by the evaluation they are of.
+
+    Raises:
+        ConfigError: the settings differ; the message names the first difference.
+    """
+    before, now = records.settings, settings
+    for name in Settings.model_fields:
+        old, new = getattr(before, name), getattr(now, name)
+        if old == new:
+            continue
+        what = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        if name in ("networks", "source") and _paths(old) == _paths(new):
+            difference = f"{_shown(old)} is another file now"
+        elif name == "data_sha256":
+            difference = f"{what} are others now"
+        else:
+            difference = f"{what} was {_shown(old)}, not {_shown(new)}"
+        raise ConfigError(
+            f"--resume {records.folder}: these records are of another evaluation: {difference}",
+            hint="leave out what --resume reads from the records, or begin anew in another folder with --out",
+        )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}", hint="is the file still there?") from None
+
+
+def digest_images(images: Tensor, labels: Tensor) -> str:
+    """SHA-256 of images uint8 (N, C, H, W) and labels int64 (N,)."""
+    found = hashlib.sha256(images.contiguous().numpy().tobytes())
+    found.update(labels.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    with atomic(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise system_error(error) from error
+
+
+def _paths(value: Any) -> list[tuple[str, bool]]:
+    origins = value if isinstance(value, tuple) else [value]
+    return [(origin.path, origin.baseline) if isinstance(origin, Origin) else ("", False) for origin in origins]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, Origin):
+        return f"{value.path} (baseline)" if value.baseline else value.path
+    if isinstance(value, Level):
+        return f"{value.eps:g}" if value.eps is not None else f"{value.snr_db:g} dB"
+    return "none" if value is None else str(value)
