@@ -149,6 +149,7 @@ class PulsedMatrices(nn.Module):
         self.pulses = nn.Parameter(torch.zeros(()))
         self._shape = (tiles, out, lines)
         self._candidates: list[_Update] = []
+        self._counted = 0
         self._waiting: list[_Update] = []
         self._watched: nn.Parameter | None = None
         self.draw(generator or _any_generator())
@@ -277,8 +278,10 @@ class PulsedMatrices(nn.Module):
 
         def keep(pulses: Tensor) -> None:
             assert pulses.grad is not None
-            both = self._waiting + self._candidates
-            self._waiting = both[len(both) - int(pulses.grad) :]
+            # Older candidates reached inputs alone; of what waits, more than was counted has been dropped.
+            new = int(pulses.grad) - self._counted
+            kept = self._waiting[len(self._waiting) - self._counted :]
+            self._waiting = kept + self._candidates[len(self._candidates) - new :]
             self._candidates = []
 
         self.pulses.register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]
@@ -364,6 +367,8 @@ class _PulsedRead(torch.autograd.Function):
             to_x = matrices._backward(x, d, call, ctx.reading)
         if ctx.needs_input_grad[1]:
             matrices._candidates.append(_Update(call, x, d, ctx.reading.work))
+            before = matrices.pulses.grad
+            matrices._counted = 0 if before is None else int(before)
             to_pulses = d.new_ones(())
         return to_x, to_pulses, None, None
 

@@ -233,6 +233,12 @@ def attacked_between(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
     sgd.step()
 
 
+def penalised(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
+    """An input gradient of the graph that is then gone through, after a pass that waits already."""
+    torch.autograd.backward(loss_of(model, pixels().flip(0), draw=1))
+    attacked_between(model, sgd)
+
+
 def by_closure(model: nn.Module, sgd: torch.optim.Optimizer) -> None:
     def closure() -> float:
         sgd.zero_grad()
@@ -263,6 +269,7 @@ WAYS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], None]] = {
     "zero at last": lambda model, sgd: zeroed_at_last(model, sgd, to_none=False),
     "two steps": two_steps,
     "attacked between": attacked_between,
+    "attacked after one": penalised,
     "a closure": by_closure,
     "a schedule": on_a_schedule,
 }

@@ -300,6 +300,7 @@ def test_kernels_and_torch_read_alike_where_reading_has_no_noise(monkeypatch: py
         quiet,
         quiet.model_copy(update={"bound_management": BARE.bound_management}),
         quiet.model_copy(update={"noise_management": BARE.noise_management, "inp_bound": 0.9}),
+        BARE.model_copy(update={"inp_bound": 0.9, "out_bound": 0.8, "out_scale": 1.5}),
         IOParameters(out_noise=0.0, out_bound=0.8, ir_drop=1.0, noise_management="Constant", nm_thres=2.0),
     ):
         for arrays in (pulsed(io), InferenceArrays(forward=io)):
