@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -159,6 +160,62 @@ class Pgd(Method):
         return within(x, x + _each(eps) * (normal / normal.norm(dim=1, keepdim=True) * inside).view(x.shape), eps, "L2")
 
 
+@dataclass(frozen=True)
+class Square(Method):
+    """The Square attack (Andriushchenko et al. 2020): random search for squares that raise the loss, without gradients.
+
+    The loss is that of the threat over all its draws, the same at every question, so that no square is kept for a
+    lucky draw; it is also raised where the prediction is already wrong. It starts from vertical stripes, or from noise
+    where that has the higher loss: it is never weaker than noise on the attacker's draws.
+
+    Attributes:
+        share: of the image that the first squares have.
+    """
+
+    share: float = 0.8
+
+    def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        best = perturb(x, view.signs(x, ids), eps)
+        highest = view.loss(best, labels, ids)
+        for question in range(1, self.steps):
+            if question == 1:
+                stripes = _signs(view.words(ids, channels * width, part=_SQUARES))
+                tried = perturb(x, stripes.to(x).view(batch, channels, 1, width).expand_as(x), eps)
+            else:
+                side = min(self._side(question, height * width), height, width)
+                words = view.words(ids, 2 + channels, part=_SQUARES, step=question)
+                inside = (
+                    _band(words[:, 0], side, height)[:, None, :, None] & _band(words[:, 1], side, width)[:, None, None]
+                )
+                signs = _signs(words[:, 2:]).to(x)[:, :, None, None].expand_as(x)
+                tried = torch.where(inside, perturb(x, signs, eps), best)
+            loss = view.loss(tried, labels, ids)
+            better = loss > highest
+            best, highest = torch.where(_each(better), tried, best), torch.where(better, loss, highest)
+        return best
+
+    def _side(self, question: int, pixels: int) -> int:
+        """The side of a square in pixels: its share of the image is halved as the paper has it for 10,000 questions."""
+        halvings = bisect.bisect_left(_HALVINGS, 10_000 * question / self.steps)
+        return max(round(math.sqrt(self.share / 2**halvings * pixels)), 1)
+
+
+# The questions, of 10,000, after which the squares' share of the image is halved.
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+def _signs(words: Tensor) -> Tensor:
+    return 2 * (words >> 31) - 1
+
+
+def _band(words: Tensor, width: int, size: int) -> Tensor:
+    """A band of so many places out of `size`, anywhere: bool (B, size)."""
+    first = (words % (size - width + 1))[:, None]
+    places = torch.arange(size, device=words.device)
+    return (places >= first) & (places < first + width)
+
+
 _METHODS: dict[str, Method] = {
     "fgsm": Fgsm("fgsm"),
     "noise": Noise("noise"),
@@ -166,23 +223,38 @@ _METHODS: dict[str, Method] = {
     "pgd-l2": Pgd("pgd-l2", 20, "L2"),
     "eotpgd": Pgd("eotpgd", 20, draws=16),
     "eotpgd-l2": Pgd("eotpgd-l2", 20, "L2", draws=16),
+    "square": Square("square", 1000),
 }
+_OF_TORCHATTACKS = ("apgd-ce", "apgd-dlr", "apgd-ce-l2", "apgd-dlr-l2", "autoattack-rand", "cw", "deepfool")
+METHODS = (*_METHODS, *_OF_TORCHATTACKS)
 
 
 def method_named(name: str, steps: int | None = None) -> Method:
     """The method of a name.
 
     Args:
-        name: fgsm, pgd, pgd-l2, eotpgd, eotpgd-l2, noise.
+        name: one of `METHODS`; or an attack of torchattacks within L2 or Linf, by the name of its class, which
+            `torchattacks.` before it tells from a method of the same name here, and -l2 behind it puts in that norm.
         steps: in place of the method's own.
 
     Raises:
-        ConfigError: no such method, or a wrong number of steps.
+        ConfigError: no such method, or a number of steps that it cannot have.
     """
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps: got {steps}, allowed are whole numbers from 1", hint="for example 20")
     method = _METHODS.get(name.strip().lower())
     if method is None:
-        raise ConfigError(f"method: there is no '{name}'", hint=suggestion(name, _METHODS))
-    return method
+        from rapa_cli.attacks.torchattacks_adapter import adapted, names
+
+        found = adapted(name, steps)
+        if found is None:
+            raise ConfigError(f"method: there is no '{name}'", hint=suggestion(name, {*METHODS, *names()}))
+        return found
+    if steps is None:
+        return method
+    if method.single_gradient:
+        raise ConfigError(f"method: {method.name} has no number of steps", hint="leave the number of steps out")
+    return replace(method, steps=steps)
 
 
 def within(x: Tensor, moved: Tensor, eps: Tensor, norm: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -142,7 +143,7 @@ class View:
         Raises:
             ConfigError: the threat is `noise`, which sees nothing.
         """
-        return self.oracle.loss(x, labels, ids, self._seen(), loss=self.threat.loss)
+        return self.oracle.loss(x, labels, ids, self.seen(), loss=self.threat.loss)
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """The logits of the threat's draws at step 0 as one, (B, classes), without noise and without a graph.
@@ -152,7 +153,7 @@ class View:
         Raises:
             ConfigError: the threat is `noise`, which sees nothing.
         """
-        return self.one_of([self.oracle.logits(x, ids, draw, noise=False) for draw in self._seen()])
+        return self.one_of([self.oracle.logits(x, ids, draw, noise=False) for draw in self.seen()])
 
     def one_of(self, logits: list[Tensor]) -> Tensor:
         """One answer (B, classes) for those of several draws."""
@@ -160,10 +161,28 @@ class View:
             return logits[0]
         each = torch.stack(logits)
         if self.threat.loss is Loss.VOTE:
-            return each.log_softmax(2).logsumexp(0) - float(torch.tensor(len(each)).log())
+            return each.log_softmax(2).logsumexp(0) - math.log(len(each))
         return each.mean(0)
 
-    def _seen(self) -> tuple[int, ...]:
+    def wrong(self, x: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """The share of the threat's draws at step 0 that are wrong, (B,): an attack's own success.
+
+        Of vote-aware it is 1 or 0, as the mean softmax is wrong or right.
+
+        Raises:
+            ConfigError: the threat is `noise`, which sees nothing.
+        """
+        each = [self.oracle.logits(x, ids, draw, noise=False) for draw in self.seen()]
+        if self.threat.loss is Loss.VOTE:
+            each = [self.one_of(each)]
+        return torch.stack([logits.argmax(1) != labels for logits in each]).to(x.dtype).mean(0)
+
+    def seen(self) -> tuple[int, ...]:
+        """The threat's draws at step 0, on the stream "attack".
+
+        Raises:
+            ConfigError: the threat is `noise`, which sees nothing.
+        """
         draws = self.threat.draws(self.scoring)
         if not draws:
             raise ConfigError(
