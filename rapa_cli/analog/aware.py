@@ -106,6 +106,13 @@ class _AwareProduct(torch.autograd.Function):
         return to_x, to_weights, None, None, None
 
 
+INFERENCE = InferenceArrays(weight_scaling_omega=1.0, weight_scaling_columnwise=True)
+"""Converters of aihwkit's `InferenceRPUConfig`, with each output line's weights scaled to the range of its devices.
+
+aihwkit leaves weights as they are, unless it is told otherwise; small ones are then lost in the noise of the output,
+and drift cannot be compensated, since the read-out is mostly noise.
+"""
+
 STANDARD_HWA = InferenceArrays(
     forward=IOParameters(
         inp_res=1 / 254,

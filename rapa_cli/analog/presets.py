@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays
+from rapa_cli.analog.aware import INFERENCE, STANDARD_HWA, InferenceArrays
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.cells import UpdatePolicy, VectorUnitCell
 from rapa_cli.analog.device import PulsedDevice
@@ -280,8 +280,8 @@ PRESETS: dict[str, Preset] = {
 """Arrays by aihwkit's names, without "Preset"; those with 2 or 4 have as many devices at each cross-point."""
 
 
-INFERENCE_PRESETS: dict[str, InferenceArrays] = {"StandardHWATraining": STANDARD_HWA}
-"""Arrays that are only programmed, by aihwkit's names, without "Preset": for hardware-aware training and inference."""
+INFERENCE_PRESETS: dict[str, InferenceArrays] = {"Inference": INFERENCE, "StandardHWATraining": STANDARD_HWA}
+"""Arrays that are only programmed, for hardware-aware training and inference; aihwkit has no preset `Inference`."""
 
 
 def preset(name: str, merge: int | None = None) -> Arrays | InferenceArrays:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rapa_cli import config
 from rapa_cli.analog import presets
-from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays
+from rapa_cli.analog.aware import INFERENCE, STANDARD_HWA, InferenceArrays
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.kernels import reference
 from rapa_cli.kernels.geometry import Geometry
@@ -124,7 +124,7 @@ def arrays(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
     for name in ("Idealized", "ReRamES"):
         for errors in (small, large):
             contenders[f"{name}, gradients {errors:g}"] = on(presets.preset(name), errors)
-    contenders["inference"] = on(InferenceArrays(), small)
+    contenders["Inference"] = on(INFERENCE, small)
     contenders["StandardHWATraining"] = on(STANDARD_HWA, small)
     return _rows("arrays", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds)
 

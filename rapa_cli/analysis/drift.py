@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rapa_cli.analog.aware import InferenceArrays
+from rapa_cli.analog.aware import INFERENCE, InferenceArrays
 from rapa_cli.analog.module import AwareMatrices, silence
 from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.programmed import ProgrammedMatrices
@@ -182,8 +182,8 @@ def on_inference_arrays(
 
     Args:
         network: it is left as it is.
-        arrays: what they are made of; None keeps inference arrays as they are and makes others of the default
-            `InferenceArrays()`.
+        arrays: what they are made of; None keeps inference arrays as they are and makes others of the preset
+            `Inference`.
         training_images: uint8 (N, C, H, W), for input ranges that nobody learned: the 99.995 % quantiles of inputs, on
             up to 1,000 images.
         seed: of what is drawn once for the lines of new arrays.
@@ -316,7 +316,7 @@ def _moved(
         for number, (layer, name) in enumerate(layers.items()):
             own = layer.arrays if isinstance(layer, ArrayLayer) else None
             kept = own if isinstance(own, InferenceArrays) else None
-            wanted = arrays or kept or InferenceArrays()
+            wanted = arrays or kept or INFERENCE
             if wanted != kept:
                 new[layer] = _on_arrays(layer, wanted, seed, number, known=name in keyed)
     moved = replaced(moved, new)

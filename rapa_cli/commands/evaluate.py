@@ -53,7 +53,7 @@ def evaluate(
             metavar="NAME",
             show_default=False,
             help="With --drift: preset or TOML file of the inference arrays; when left out the network's own, or "
-            "aihwkit's defaults.",
+            "Inference.",
         ),
     ] = None,
     out: Annotated[
@@ -167,7 +167,7 @@ def _name(chosen: Subject, arrays: str | None) -> str:
 
     own = chosen.network.definition.arrays
     if arrays is None and not isinstance(arrays_of(own), InferenceArrays):
-        return "inference arrays with aihwkit's defaults"
+        return "arrays Inference"
     return f"arrays {label(own if arrays is None else arrays)}"
 
 

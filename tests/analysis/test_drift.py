@@ -203,9 +203,11 @@ def test_nothing_is_left_of_a_measurement() -> None:
 
 def test_the_errors_are_those_of_votes_over_the_programmed_network() -> None:
     network, test = lively(**TILED), tiny.data_set(test=COUNT).test
-    found = measured(network, times=(3600.0,), seed=2)
+    # So noisy that draws differ in their errors.
+    noisy = InferenceArrays()
+    found = measured(network, times=(3600.0,), seed=2, arrays=noisy)
     (age,) = found.ages
-    programmed = ProgrammedNetwork(on_inference_arrays(network, seed=2), seed=2, repeat=1)
+    programmed = ProgrammedNetwork(on_inference_arrays(network, noisy, seed=2), seed=2, repeat=1)
     programmed.age(3600.0)
     assert age.compensations[1] == programmed.compensation
     errors = {vote_error(programmed.network, test.images, test.labels, 3, seed=seed).vote_error for seed in range(20)}

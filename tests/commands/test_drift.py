@@ -32,7 +32,7 @@ def test_the_document(rapa: Run) -> None:
     expected = drift(network, test.images[:20], test.labels[:20], [0, 3600, 86400], repeats=2, votes=3, seed=4)
     assert (found["digital_error"], found["digital_vote_error"]) == (expected.digital_single, expected.digital_vote)
     assert (found["repeats"], found["n"]) == (2, 3)
-    assert found["programmed_on"] == "inference arrays with aihwkit's defaults"
+    assert found["programmed_on"] == "arrays Inference"
     assert found["noise_on"] == list(expected.noise_on)
     assert found["noise_off"] == []
     for row, age in zip(found["drift"], expected.ages, strict=True):
@@ -58,7 +58,7 @@ def test_the_table(rapa: Run) -> None:
     lines = outcome.out.splitlines()
     assert lines[0].startswith("test error ")
     assert max(map(len, lines)) <= 80
-    table = lines[lines.index("programmed 2 times on inference arrays with aihwkit's defaults") + 1 :]
+    table = lines[lines.index("programmed 2 times on arrays Inference") + 1 :]
     assert table[0].split("  ")[0] == "time"
     assert "vote of 3, %" in table[0]
     assert [row[:14].strip() for row in table[1:8]] == ["digital", "0 s", "1.5 min", "1 h", "1 d", "7 d", "1 y"]
