@@ -46,15 +46,16 @@ def learning_curve(rows: Sequence[dict[str, Any]], title: str) -> Figure:
 
 
 def cost_against_tiles(rows: Sequence[Row]) -> Figure:
-    """Time of forward and backward, relative to ordinary convolutions, against the tiles of the first layer."""
-    batches = sorted({row.batch for row in rows if row.what == "layers"})
+    """Time of layers, relative to ordinary convolutions, against the tiles of the first layer."""
+    rows = [row for row in rows if row.what in ("layers", "arrays")]
+    batches = sorted({row.batch for row in rows})
     figure = _figure(4.2 * len(batches), 3.6)
     for number, batch in enumerate(batches, 1):
         axes = figure.add_subplot(1, len(batches), number)
-        chosen = [row for row in rows if row.what == "layers" and row.batch == batch]
+        chosen = [row for row in rows if row.batch == batch]
         for contender in dict.fromkeys(row.contender for row in chosen):
             points = sorted((row.tiles[0], row.ratio) for row in chosen if row.contender == contender)
-            ours = contender == "ours"
+            ours = contender in ("ours", "ideal")
             axes.plot(
                 [tiles for tiles, _ in points],
                 [ratio for _, ratio in points],
