@@ -158,3 +158,23 @@ def test_inference_arrays_learn_with_any_optimizer() -> None:
     for one, other in zip(found, changes(twin, AnalogSGD(twin, lr=0.1, momentum=0.9), 3), strict=True):
         assert_near(one, other)
         assert other.any()
+
+
+def test_devices_decay_once_for_each_step_that_pulses_come_with() -> None:
+    torch.manual_seed(0)
+    model = mixed(Arrays(device=IdealDevice(lifetime=4.0), forward=PERFECT, backward=PERFECT))
+    torch.manual_seed(0)
+    steady = mixed()
+    sgd, plain = AnalogSGD(model, lr=0.1), AnalogSGD(steady, lr=0.1)
+    layer, other = (each.get_submodule("0") for each in (model, steady))
+    assert isinstance(layer, TiledConv2d)
+    assert isinstance(other, TiledConv2d)
+    before = layer.weight
+    sgd.step()
+    assert torch.equal(layer.weight, before)
+    for each in (model, steady):
+        passed(each)
+        passed(each, draw=1)
+    sgd.step()
+    plain.step()
+    assert_near(layer.weight, 0.75 * other.weight)
