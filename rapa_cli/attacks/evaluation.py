@@ -186,6 +186,33 @@ class Evaluation:
                         self._on_part(f"{name}{attack}, {at}{of}")
                         self._attack(result, levels, target, attack)
 
+    def pictures(self, network: int, place: int, image: int) -> tuple[Tensor, list[tuple[Tensor, int, float]]]:
+        """One image under an attack at all levels, as the first scoring draw meets it.
+
+        Args:
+            network: its number.
+            place: that of the attack in `attacks`.
+            image: its id.
+
+        Returns:
+            The clean image (C, H, W) in [0, 1], and for each level the adversarial image, the class it is seen as, and
+            the signal-to-noise ratio that came about, dB.
+        """
+        target, attack = self._networks[network], self.attacks[place]
+        # Attacks are functions of the image's id, so that alone it meets what it met in its batch, but for those of
+        # torchattacks that draw for a whole batch.
+        one = slice(image, image + 1)
+        _, x, y = next(batches(self._images[one], self._labels[one], 1, target.device))
+        ids = torch.tensor([image], device=target.device)
+        view = View(self._oracle(target, attack.threat), attack.threat, 0)
+        direction = attack.method.direction(view, x, y, ids) if attack.method.single_gradient else None
+        found = []
+        for level in self._settings.levels:
+            seen = self._perturbed(attack.method, view, x, y, ids, level, direction, target).images
+            ratio = float(snr_db(x, seen, target.space))
+            found.append((seen[0], int(target.scored(seen, ids, range(1))[0]), ratio))
+        return x[0], found
+
     @property
     def _clean_cost(self) -> int:
         return self._settings.draws + self._judging_cost

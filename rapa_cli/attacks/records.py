@@ -192,13 +192,15 @@ class Records:
             self.save(now=True)
 
 
-def begin(folder: Path, settings: Settings, labels: Tensor) -> Records:
-    """New records in a folder, which is made.
+def begin(folder: Path | None, settings: Settings, labels: Tensor) -> Records:
+    """New records, in a folder which is made, or in memory where it is None.
 
     Raises:
         ConfigError: there are records in it already.
         FileError: it cannot be made.
     """
+    if folder is None:
+        return Records(settings, labels)
     if (folder / FILE).exists():
         raise ConfigError(
             f"--out {folder}: there are records of an attack in this folder already",
@@ -255,7 +257,8 @@ def check_same(records: Records, settings: Settings) -> None:
     before, now = records.settings, settings
     for name in Settings.model_fields:
         old, new = getattr(before, name), getattr(now, name)
-        if old == new:
+        # A checkpoint may be named by another path, but must be the same file.
+        if old == new or (name in ("networks", "source") and _files(old) == _files(new)):
             continue
         what = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
         if name in ("networks", "source") and _paths(old) == _paths(new):
@@ -263,7 +266,7 @@ def check_same(records: Records, settings: Settings) -> None:
         elif name == "data_sha256":
             difference = f"{what} are others now"
         else:
-            difference = f"{what} was {_shown(old)}, not {_shown(new)}"
+            difference = f"{what}: {_shown(old)} there, {_shown(new)} here"
         raise ConfigError(
             f"--resume {records.folder}: these records are of another evaluation: {difference}",
             hint="leave out what --resume reads from the records, or begin anew in another folder with --out",
@@ -298,9 +301,16 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
             raise system_error(error) from error
 
 
-def _paths(value: Any) -> list[tuple[str, bool]]:
-    origins = value if isinstance(value, tuple) else [value]
-    return [(origin.path, origin.baseline) if isinstance(origin, Origin) else ("", False) for origin in origins]
+def _paths(value: tuple[Origin, ...] | Origin | None) -> list[tuple[str, bool]]:
+    return [(origin.path, origin.baseline) for origin in _origins(value)]
+
+
+def _files(value: tuple[Origin, ...] | Origin | None) -> list[tuple[str, bool]]:
+    return [(origin.sha256, origin.baseline) for origin in _origins(value)]
+
+
+def _origins(value: tuple[Origin, ...] | Origin | None) -> tuple[Origin, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def _shown(value: Any) -> str:
