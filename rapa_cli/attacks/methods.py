@@ -144,7 +144,7 @@ class Pgd(Method):
         if self.norm == "Linf":
             return gradient.sign()
         length = gradient.flatten(1).norm(dim=1)
-        return gradient * _each(math.sqrt(gradient[0].numel()) / length.clamp(min=torch.finfo(length.dtype).tiny))
+        return gradient * _each(torch.where(length > 0, math.sqrt(gradient[0].numel()) / length, 0))
 
     def _start(self, view: View, x: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
         """A random point: each pixel uniform within eps, or for L2 uniform in the ball."""
@@ -248,7 +248,7 @@ def method_named(name: str, steps: int | None = None) -> Method:
 
         found = adapted(name, steps)
         if found is None:
-            raise ConfigError(f"method: there is no '{name}'", hint=suggestion(name, {*METHODS, *names()}))
+            raise ConfigError(f"method: there is no '{name}'", hint=suggestion(name.lower(), {*METHODS, *names()}))
         return found
     if steps is None:
         return method

@@ -33,6 +33,8 @@ _SEED = 3
 _L2 = ("CW", "PGDL2", "PGDRSL2", "DeepFool", "EADEN")
 # Norms that are neither L2 nor Linf, or no attacks at all.
 _REFUSED = ("VANILA", "GN", "EADL1", "SparseFool", "OnePixel", "Pixle", "JSMA", "MultiAttack", "LGV")
+# They mix what they compute with their images, so that logits must have the same precision.
+_SINGLE = ("FAB", "AutoAttack")
 _COLOURED = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Losses that compare more than two logits.
 _LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}
@@ -130,6 +132,8 @@ class Adapted(Method):
         bounded = any(name in parameters for name in _EPS)
         with view.oracle.known(), _own_random_state(view, ids) as seed:
             stand_in = _StandIn(view, x, ids, reach=radius if bounded else torch.inf, norm=self.norm)
+            if self.attack_class in _SINGLE:
+                stand_in.precision = x.dtype
             attack = getattr(_torchattacks(), self.attack_class)(
                 stand_in, **self._arguments(parameters, radius, seed, view, x, ids)
             )
@@ -140,7 +144,8 @@ class Adapted(Method):
         self, parameters: dict[str, Any], radius: float, seed: int, view: View, x: Tensor, ids: Tensor
     ) -> dict[str, Any]:
         """What the class is called with, of the parameters that it has."""
-        values: dict[str, Any] = {"seed": seed, "norm": self.norm, "eot_iter": 1}
+        # Gradients of a sure network are small, and their length must not drown in what is added to it.
+        values: dict[str, Any] = {"seed": seed, "norm": self.norm, "eot_iter": 1, "eps_for_division": 1e-38}
         for name in _EPS:
             values[name] = radius
             if parameters.get(name) and "alpha" in parameters:
@@ -205,6 +210,10 @@ class _StandIn(nn.Module):
         ids: theirs, int64 (B,).
         reach: how far rows are from their images, in the norm; 0: rows are always the whole batch in its order.
         norm: "Linf" or "L2".
+
+    Attributes:
+        precision: of the logits given. In single precision torch's cross-entropy, which the attacks use, has gradients
+            of mere rounding where a network is very sure.
     """
 
     def __init__(self, view: View, x: Tensor, ids: Tensor, *, reach: float, norm: str) -> None:
@@ -217,6 +226,7 @@ class _StandIn(nn.Module):
         self._reach, self._p = reach * (1 + 1e-4) + 1e-6, torch.inf if norm == "Linf" else 2.0
         self._in_order = reach == 0 or len(x) == 1
         self._latest: list[Tensor] = []
+        self.precision = torch.float64
         if not self._in_order:
             apart = _distances(self._images, self._images, self._p)
             apart.fill_diagonal_(torch.inf)
@@ -227,7 +237,7 @@ class _StandIn(nn.Module):
         """One answer (B, classes) for those under all draws."""
         ids = self._ids_of(rows.detach())
         # Some attacks can only view gradients that are contiguous; those of this detour are.
-        rows = rows.flatten().view(rows.shape)
+        rows = rows.to(self._images).flatten().view(rows.shape)
 
         def answer(x: Tensor, draw: int) -> Tensor:
             return self._view.oracle.answer(x, ids, draw)
@@ -239,7 +249,7 @@ class _StandIn(nn.Module):
             ]
         else:
             self._latest = [answer(rows, draw) for draw in self._draws]
-        return self._view.one_of(self._latest)
+        return self._view.one_of(self._latest).to(self.precision)
 
     def loss(self, name: str, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each row over the draws, (B,), for the latest answer.
@@ -331,5 +341,5 @@ def _parameters(name: str) -> dict[str, Any]:
 
 def names() -> list[str]:
     """The names that `adapted` takes, without the variants in L2."""
-    classes = [name for name in _torchattacks().__all__ if name not in _REFUSED]
+    classes = [name.lower() for name in _torchattacks().__all__ if name not in _REFUSED]
     return ["apgd-ce", "apgd-dlr", "autoattack-rand", *classes]

@@ -1,0 +1,57 @@
+"""Judging on draws that no attacker has seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rapa_cli.attacks.judging import Judgement, joined, judge
+from rapa_cli.attacks.oracle import Oracle
+from tests.attacks import toy
+
+
+def test_by_hand() -> None:
+    probability = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.4, 0.3, 0.3]], dtype=torch.float64)
+    predictions = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [2, 1, 1, 0]])
+    found = Judgement(predictions, probability, torch.tensor([0, 0, 1]))
+    assert found.share.tolist() == [1, 0.5, 0.5]
+    assert found.vote.tolist() == [0, 1, 1], "of two equal ones the more probable"
+    assert found.vote_correct.tolist() == [True, False, True]
+    assert found.always_correct.tolist() == [True, False, False]
+
+
+def test_fresh_draws() -> None:
+    x, labels, ids = toy.batch()
+    oracle = Oracle(toy.trained(), seed=3)
+    found = judge(oracle, x, labels, ids, 5)
+    for number in range(5):
+        logits = oracle.logits(x, ids, 2**24 + number)
+        assert torch.equal(found.predictions[:, number], logits.argmax(1))
+    assert found.predictions.shape == (12, 5)
+    assert torch.allclose(found.probability.sum(1), torch.ones(12, dtype=torch.float64))
+    assert float(found.share.mean()) > 0.9, "the network has learned"
+    with pytest.raises(ValueError, match="draws: got 0"):
+        judge(oracle, x, labels, ids, 0)
+
+
+def test_batches_together() -> None:
+    x, labels, ids = toy.batch()
+    oracle = Oracle(toy.trained(), seed=3)
+    parts = [judge(oracle, x[part], labels[part], ids[part], 3) for part in (slice(0, 5), slice(5, 12))]
+    both, whole = joined(parts), judge(oracle, x, labels, ids, 3)
+    assert torch.equal(both.predictions, whole.predictions)
+    assert torch.allclose(both.probability, whole.probability, atol=1e-6)
+    assert torch.equal(both.labels, labels)
+
+
+def test_the_noise_of_arrays_judges_too() -> None:
+    x, labels, ids = toy.batch()
+    model = toy.analog()
+    before = toy.everything(model)
+    found = judge(Oracle(model), x, labels, ids, 2)
+    assert toy.same(before, toy.everything(model))
+    quiet = Oracle(model).logits(x, ids, 2**24, noise=False).softmax(1)
+    noisy = Oracle(model).logits(x, ids, 2**24).softmax(1)
+    other = Oracle(model).logits(x, ids, 2**24 + 1).softmax(1)
+    assert torch.allclose(found.probability.float(), (noisy + other) / 2, atol=1e-6)
+    assert not torch.allclose(quiet, noisy, atol=1e-6)
