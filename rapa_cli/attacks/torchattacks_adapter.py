@@ -48,7 +48,8 @@ class Apgd(Method):
     torchattacks' own choice keeps an iterate only where the prediction was wrong, and the clean image elsewhere, which
     makes a network look robust as soon as another draw is right. With both losses it is what AutoAttack's version
     `rand` does with 20 draws: of the two results the one that more of the attacker's draws get wrong, and among equals
-    the one of higher cross-entropy.
+    the one of higher cross-entropy. All images are attacked together, each with its own strength. The starting points
+    come from torch's generator, seeded for them, so that an image's result depends on the others of its batch.
 
     Attributes:
         losses: "ce", "dlr" or both.

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rapa_cli.attacks.oracle import Loss, Oracle, difference_of_logits_ratio, without_gradient
+from rapa_cli.analog.module import exact_gradients, noiseless
+from rapa_cli.analysis.evaluation import evaluating
+from rapa_cli.attacks.oracle import Loss, Oracle, cross_entropy, difference_of_logits_ratio, without_gradient
 from rapa_cli.keyed import draws
 from rapa_cli.training.sgd import AnalogSGD
 from tests.attacks import toy
@@ -82,6 +84,27 @@ def test_a_vote_of_sure_draws_keeps_its_gradient() -> None:
     assert Loss.VOTE.weights(losses)[:, 0].tolist() == pytest.approx([0, 0, 1])
 
 
+@pytest.mark.parametrize("scale", [0.1, 1, 10, 20])
+def test_cross_entropy_keeps_its_digits(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(500, 5, generator=generator)
+    labels = torch.where(torch.arange(500) % 3 > 0, logits.argmax(1), 0)
+    single, double = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    found = cross_entropy(single, labels)
+    others = (double - double.gather(1, labels[:, None])).scatter(1, labels[:, None], -torch.inf)
+    expected = others.exp().sum(1).log1p()
+    (gradient,) = torch.autograd.grad(found.sum(), single)
+    (slope,) = torch.autograd.grad(expected.sum(), double)
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-37)
+    assert torch.allclose(gradient.double(), slope, rtol=1e-4, atol=1e-37)
+
+
+def test_a_vote_of_sure_draws_keeps_its_digits() -> None:
+    losses = torch.tensor([[1e-9, 1e-3, 2.0, 50.0], [3e-9, 5.0, 3.0, 60.0]])
+    expected = -(-losses.double()).exp().mean(0).log()
+    assert torch.allclose(Loss.VOTE.together(losses).double(), expected, rtol=1e-5, atol=0)
+
+
 def test_the_ratio_of_logits_by_hand() -> None:
     logits = torch.tensor([[4.0, 1.0, 3.0, 0.0], [4.0, 1.0, 3.0, 0.0], [2.0, 2.0, 1.0, 0.0]])
     found = difference_of_logits_ratio(logits, torch.tensor([0, 1, 1]))
@@ -125,6 +148,15 @@ def test_who_knows_the_arrays_has_no_noise() -> None:
     loss, gradient = oracle.gradient(x, labels, ids, [1])
     assert torch.allclose(loss, F.cross_entropy(quiet, labels, reduction="none"), rtol=1e-5)
     assert torch.equal(gradient, oracle.gradient(x, labels, ids, [1])[1])
+    # Not as the arrays read it backwards, through converters.
+    with noiseless(model), evaluating(model), draws(model, images=ids, draw=1, stream="attack"):
+        point = x.clone().requires_grad_()
+        (read,) = torch.autograd.grad(F.cross_entropy(model(point), labels, reduction="sum"), point)
+    draw = draws(model, images=ids, draw=1, stream="attack")
+    with exact_gradients(model), noiseless(model), evaluating(model), draw:
+        (plain,) = torch.autograd.grad(F.cross_entropy(model(point), labels, reduction="sum"), point)
+    assert torch.allclose(gradient, plain, rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(gradient, read, rtol=1e-4, atol=1e-7)
     assert not without_gradient(gradient).any()
 
 
