@@ -98,7 +98,7 @@ def show(shown: Shown, written: Sequence[Path]) -> None:
 
 
 def write(folder: Path, shown: Shown, run: Evaluation) -> list[Path]:
-    """Writes summary.csv, figure 4 and a picture for each result, and returns all paths.
+    """Writes summary.csv, figure 4 and a picture for each network, and returns all paths.
 
     Raises:
         FileError: one of them cannot be written.
@@ -127,17 +127,18 @@ def write(folder: Path, shown: Shown, run: Evaluation) -> list[Path]:
     over = "images right without noise"
     figure = attack_figures.accuracy_against_snr(curves, title, space=space, over=over)
     paths += figures.write(figure, folder, "accuracy")
-    for result in shown.found:
-        paths += _picture(folder, shown, run, result)
+    for number in range(len(shown.subjects)):
+        paths += _picture(folder, shown, run, [result for result in shown.found if result.network == number])
     if settings.save_images:
         paths.append(folder / IMAGES)
     return paths
 
 
-def _picture(folder: Path, shown: Shown, run: Evaluation, result: Result) -> list[Path]:
-    """An image under attack at all levels: the first that the attack changes the class of, where there is one."""
+def _picture(folder: Path, shown: Shown, run: Evaluation, own: list[Result]) -> list[Path]:
+    """The strongest attack on a network, at all levels, on the first image whose class it changes if there is one."""
     from rapa_cli.report import attack_figures, figures
 
+    result = min(own, key=lambda found: sum(point.accuracy_all for point in found.points))
     right = result.points[0].right_clean[:, 0]
     if not right.any():
         return []
@@ -152,7 +153,7 @@ def _picture(folder: Path, shown: Shown, run: Evaluation, result: Result) -> lis
     ]
     title = f"{_names(shown)[result.network]}: {_attack(result)}, image {image} of {shown.settings.data}"
     figure = attack_figures.clean_noise_adversarial(clean.cpu(), classes[label], column, title)
-    return figures.write(figure, folder, f"images-{result.number}")
+    return figures.write(figure, folder, f"images-{result.network}")
 
 
 def _result(shown: Shown, result: Result) -> dict[str, Any]:

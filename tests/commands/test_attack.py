@@ -74,7 +74,7 @@ def test_several_results(rapa: Run, here: Path) -> None:
     blocks = found["sanity"]
     assert [block["checkpoint"] for block in blocks] == [LAST, BEST]
     assert all(len(block["checks"]) == 11 for block in blocks)
-    names = {f"{name}.{kind}" for name in ("accuracy", *(f"images-{n}" for n in range(8))) for kind in ("png", "svg")}
+    names = {f"{name}.{kind}" for name in ("accuracy", "images-0", "images-1") for kind in ("png", "svg")}
     assert {path.name for path in Path("out").iterdir()} - names <= {FILE, "summary.csv"}
     assert {Path(path).name for path in found["files"]} >= {FILE, "summary.csv", "accuracy.png"}
     rows = list(csv.DictReader(Path("out/summary.csv").read_text(encoding="utf-8").splitlines()))
