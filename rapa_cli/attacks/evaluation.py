@@ -314,8 +314,8 @@ class Evaluation:
             values["judged"] = torch.stack([judged for judged, _ in judgements], 1)
             values["vote"] = torch.stack([vote for _, vote in judgements], 1)
             if views[0].threat.name != "noise":
-                seen = [view.logits(each.images, ids).argmax(1) for view, each in zip(views, found, strict=True)]
-                values["believed"] = torch.stack(seen, 1).to(torch.int16)
+                seen = [1 - view.wrong(each.images, y, ids) for view, each in zip(views, found, strict=True)]
+                values["believed"] = torch.stack(seen, 1)
         outcomes = [each.outcome for each in found if each.outcome is not None]
         if outcomes:
             values["outcome"] = torch.stack(outcomes, 1)

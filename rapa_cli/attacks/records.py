@@ -9,7 +9,7 @@ networks/n/clean        int16 (N, S)        class of the clean image in each sco
 networks/n/judged       int16 (N, J)        and in each judging draw
 networks/n/vote         int16 (N,)          and by the vote of the first of them
 results/r/l/predicted   int16 (N, S)        class of the adversarial image in each scoring draw
-results/r/l/believed    int16 (N, G)        its class as the attack itself saw it
+results/r/l/believed    float32 (N, G)      share of the attack's own draws in which the image is right
 results/r/l/judged      int16 (N, G, J)     its class in each judging draw
 results/r/l/vote        int16 (N, G)        and by the vote of the first of them
 results/r/l/eps         float32 (N, G)      strength on the [0, 1] scale

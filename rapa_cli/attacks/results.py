@@ -33,7 +33,7 @@ class Judged:
         vote_all: likewise over all images.
         always: of images right in all draws.
         always_all: likewise over all images.
-        believed: what the attack itself sees of its images, under the draws it has; NaN for noise, which sees nothing.
+        believed: what the attack itself sees of its images, mean over the draws it has; NaN for noise, which sees none.
         believed_all: likewise over all images.
     """
 
@@ -211,7 +211,6 @@ def _judged(records: Records, own: str, network: int, counted: Tensor, bootstrap
     always, always_clean = right.all(2), clean.all(1, keepdim=True).expand(-1, groups)
     every_draw, every_vote = torch.ones_like(right_draws), torch.ones_like(vote)
     believed = records.tensors.get(f"{own}/believed")
-    seen = None if believed is None else (believed == labels[:, None]).expand_as(counted)
     return Judged(
         accuracy(right_draws, clean_draws),
         bootstrap.interval(right_draws, clean_draws),
@@ -222,9 +221,15 @@ def _judged(records: Records, own: str, network: int, counted: Tensor, bootstrap
         accuracy(vote, every_vote),
         accuracy(always, always_clean),
         accuracy(always, torch.ones_like(always)),
-        math.nan if seen is None else accuracy(seen, counted),
-        math.nan if seen is None else accuracy(seen, torch.ones_like(counted)),
+        math.nan if believed is None else _share(believed, counted),
+        math.nan if believed is None else _share(believed, torch.ones_like(counted)),
     )
+
+
+def _share(right: Tensor, counted: Tensor) -> float:
+    """The mean share of an attack's draws in which counted images are right, percent; shares (N, G), counted (N, S)."""
+    sums = (right.double() * counted).sum(0) / counted.sum(0)
+    return 100 * float(sums.mean())
 
 
 def _missed(records: Records, own: str) -> dict[str, int]:

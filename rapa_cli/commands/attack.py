@@ -34,7 +34,7 @@ def attack(
     checkpoints: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CHECKPOINT]...",
+            metavar="CHECKPOINT",
             show_default=False,
             help="Files, run folders or zoo names; the newest run under ./runs when left out.",
         ),

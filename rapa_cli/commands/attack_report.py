@@ -83,9 +83,8 @@ def show(shown: Shown, written: Sequence[Path]) -> None:
     if any(result.points[0].gap for result in shown.found):
         _wrapped("gap closed: 1 - (100 - accuracy) / (100 - that of the baseline)")
     if shown.checks is None:
-        _wrapped(
-            "not checked; one gradient is a weak attack on a network that draws: see --methods, --threat, --sanity"
-        )
+        weak = "one gradient is a weak attack on a network that draws: see --methods, --threat, --sanity"
+        _wrapped(f"not checked{'' if settings.judge_draws else f'; {weak}'}")
     else:
         for subject, block in zip(shown.subjects, shown.checks, strict=True):
             _block(subject, block)
@@ -309,7 +308,11 @@ def _halved(heading: str) -> str:
 
 
 def _block(subject: Subject, block: Sequence[Line]) -> None:
-    verdict = "trustworthy: no check failed" if _trustworthy(block) else "not trustworthy: a check failed"
+    states = [line.state.value for line in block]
+    failed, open_ones = states.count("failed"), states.count("not applicable")
+    # That nothing failed is no praise where little was tried.
+    verdict = f"not trustworthy: {failed} of {len(states)} checks failed" if failed else "no check failed"
+    verdict += f", {open_ones} of {len(states)} do not apply to what was run" if open_ones else ""
     _wrapped(f"\n{subject.path}\n{verdict}")
     for line in block:
         state = line.state.value.rjust(14)

@@ -77,7 +77,7 @@ def accuracy_against_snr(curves: Sequence[Curve], title: str, *, space: str, ove
             snr,
             accuracy,
             color=colour,
-            linestyle="-" if one_network else _STYLES[attack % len(_STYLES)],
+            linestyle=_STYLES[(attack // len(_COLOURS) if one_network else attack) % len(_STYLES)],
             marker=_MARKERS[attack % len(_MARKERS)],
             markersize=4,
             label=_plain(label),

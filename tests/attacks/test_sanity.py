@@ -197,10 +197,7 @@ def test_the_mean_over_draws_has_the_cosine_it_is_said_to_have() -> None:
 def test_an_attack_that_believes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     from rapa_cli.attacks.threat import View
 
-    def conceited(self: View, x: Tensor, ids: Tensor) -> Tensor:
-        return F.one_hot((ids + 1) % 3, 3).float()
-
-    monkeypatch.setattr(View, "logits", conceited)
+    monkeypatch.setattr(View, "wrong", lambda self, x, labels, ids: torch.ones(len(x)))
     lines = checked(Colours())
     assert lines[BELIEVED].state is FAILED
     assert lines[BELIEVED].figures["believed"] == 0
