@@ -165,9 +165,9 @@ class PulsedMatrices(nn.Module):
         Raises:
             RuntimeError: an ordinary optimizer was used, which cannot change the weights.
         """
+        if float(self.pulses.detach()):
+            raise RuntimeError("pulses: an ordinary optimizer made a step; arrays learn with AnalogSGD")
         if self.pulses.requires_grad and torch.is_grad_enabled():
-            if float(self.pulses.detach()):
-                raise RuntimeError("pulses: an ordinary optimizer made a step; arrays learn with AnalogSGD")
             self._watch()
             self._candidates.clear()
             if self.pulses.grad is None:

@@ -39,6 +39,7 @@ class ArrayLayer(KeyedLayer, abc.ABC):
             raise ValueError(f"arrays: got {arrays!r}, allowed are None (ideal arrays), Arrays and InferenceArrays")
         self.arrays = arrays
         self.matrices: PulsedMatrices | AwareMatrices | None = None
+        self._limited = -1
 
     @abc.abstractmethod
     def to_lines(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -103,12 +104,14 @@ class ArrayLayer(KeyedLayer, abc.ABC):
             self._copy(weight, bias)
             if self.matrices is not None:
                 self.matrices.scale_to(self._lines())
+                self._note_limits()
 
     def after_step(self) -> None:
         """What follows a step of the optimizer: inference arrays may clip and remap their weights."""
         if isinstance(self.matrices, AwareMatrices) and self.matrices.limits:
             with torch.no_grad():
                 self._copy(*self.from_lines(self.matrices.limited(self._lines())))
+            self._note_limits()
 
     def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight.copy_(weight)
@@ -135,6 +138,9 @@ class ArrayLayer(KeyedLayer, abc.ABC):
             tiles = self.matrices.bank.tiles
             return self.matrices.read(x, Call(assignment, tiles, geometry, draw, bias=self._like[1] is not None))
         assert self.matrices is not None
+        if self.training and self.weight._version != self._limited:
+            # An optimizer that knows nothing of arrays made a step.
+            self.after_step()
         lines = self._lines()
         beside = self.bias.view(lines.shape[:2]) if self.bias is not None and self._bias_beside else None
         call = Call(assignment, len(lines), geometry, draw, bias=self.bias is not None and beside is None)
@@ -147,6 +153,24 @@ class ArrayLayer(KeyedLayer, abc.ABC):
     def _lines(self) -> Tensor:
         """The parameters as they lie on inference arrays."""
         return self.to_lines(self.weight, None if self._bias_beside else self.bias)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._note_limits()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._note_limits()
+
+    def _note_limits(self) -> None:
+        """Takes the weights as they are for clipped: what changes them from now on is an optimizer."""
+        if "weight" in self._parameters:
+            self._limited = self.weight._version
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "bias") and isinstance(self.__dict__.get("_modules", {}).get("matrices"), PulsedMatrices):
+            raise AttributeError(f"{name}: it lies on arrays that learn by pulses; write it with set_weights()")
+        super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("weight", "bias"):

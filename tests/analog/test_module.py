@@ -324,7 +324,7 @@ def test_an_ordinary_optimizer_is_refused(kind: Any) -> None:
     ordinary.step()
     with pytest.raises(RuntimeError, match=r"^pulses: an ordinary optimizer made a step; arrays learn with AnalogSGD"):
         model(pixels())
-    with torch.no_grad():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="AnalogSGD"):
         model(pixels())
 
 

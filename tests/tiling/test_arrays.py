@@ -13,7 +13,7 @@ from torch import Tensor
 from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.device import IdealDevice
-from rapa_cli.analog.modifiers import WeightClip, WeightModifier, WeightRemap
+from rapa_cli.analog.modifiers import ClipType, WeightClip, WeightModifier, WeightRemap
 from rapa_cli.analog.module import AwareMatrices, PulsedMatrices, noiseless
 from rapa_cli.analog.parameters import IOParameters, Mapping, PulseType, UpdateParameters
 from rapa_cli.analog.ranges import InputRange
@@ -522,3 +522,38 @@ def test_running_divisors_are_finite_and_learned_in_training_only() -> None:
         assert all(torch.equal(layer.state_dict()[name], before[name]) for name in names)
         computed(layer.train(), images())
         assert not any(torch.equal(layer.state_dict()[name], before[name]) for name in names)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_inference_arrays_clip_whatever_the_optimizer(kind: type[torch.optim.Optimizer]) -> None:
+    arrays = InferenceArrays(clip=WeightClip(type=ClipType.FIXED_VALUE, fixed_value=0.05))
+    layer = TiledConv2d(2, 3, 3, tiles=2, arrays=arrays)
+    optimizer = kind(layer.parameters(), lr=0.5)  # type: ignore[call-arg]
+    x = torch.rand(2, 2, 5, 5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(x).square().sum().backward()
+        optimizer.step()
+    assert float(layer.weight.abs().max()) > 0.05
+    layer(x)
+    assert float(layer.weight.abs().max()) <= 0.05 + 1e-7
+
+
+def test_what_lies_on_pulsed_arrays_is_not_assigned() -> None:
+    layer = TiledConv2d(2, 3, 3, tiles=2, arrays=pulsed())
+    for name in ("weight", "bias"):
+        with pytest.raises(
+            AttributeError, match=rf"^{name}: it lies on arrays that learn by pulses; write it with set_w"
+        ):
+            setattr(layer, name, torch.zeros(()))
+    layer.set_weights(torch.full_like(layer.weight, 0.1), torch.zeros(2, 3))
+    assert float((layer.weight - 0.1).abs().max()) < 1e-6
+
+
+def test_a_step_of_an_ordinary_optimizer_is_noticed_in_evaluation_too() -> None:
+    layer = TiledConv2d(2, 3, 3, tiles=2, arrays=pulsed())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.rand(2, 2, 5, 5)).sum().backward()
+    optimizer.step()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="AnalogSGD"):
+        layer.eval()(torch.rand(2, 2, 5, 5))
