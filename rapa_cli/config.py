@@ -283,13 +283,15 @@ def _problem(model: type[BaseModel], entry: Any) -> tuple[str, str | None]:
         if isinstance(entry["input"], dict):
             return f"{name}: {said}" if place else said, None
         return f"{name}: {said}, got {got}", None
-    if kind == "literal_error":
-        return f"{name}: {entry['msg'].lower()}, got {got}", _nearest(entry["input"], entry["ctx"]["expected"])
+    # Only the sentence begins in lower case; the values that it quotes stay as they are written.
+    said = entry["msg"][:1].lower() + entry["msg"][1:]
+    if kind in ("literal_error", "enum"):
+        return f"{name}: {said}, got {got}", _nearest(entry["input"], entry["ctx"]["expected"])
     if kind == "union_tag_invalid":
         tag, allowed = entry["ctx"]["tag"], entry["ctx"]["expected_tags"]
         return f"{name}.kind: input should be {allowed}, got '{tag}'", _nearest(tag, allowed)
     tiles = "tiles are a list with a number for each convolution: tiles=[16,4,1], or --tiles 16,4,1"
-    return f"{name}: {entry['msg'].lower()}, got {got}", tiles if place[-1:] == ["tiles"] else None
+    return f"{name}: {said}, got {got}", tiles if place[-1:] == ["tiles"] else None
 
 
 def _nearest(got: Any, allowed: str) -> str | None:

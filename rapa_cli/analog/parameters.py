@@ -17,11 +17,13 @@ Compat = Literal["rpucuda", "torch"] | None
 
 
 class Named(StrEnum):
-    """Choices that are written as aihwkit writes them ("AbsMax") or names them ("ABS_MAX")."""
+    """Choices that are written as aihwkit writes them ("AbsMax") or names them ("ABS_MAX"), in any case."""
 
     @classmethod
     def _missing_(cls, value: object) -> Named | None:
-        return cls.__members__.get(value) if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        return next((member for member in cls if value.lower() in (member.value.lower(), member.name.lower())), None)
 
 
 class NoiseManagement(Named):
