@@ -10,6 +10,7 @@ from typing import Any
 from rapa_cli import config
 from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.bank import Arrays
+from rapa_cli.analog.effects import without_effect
 from rapa_cli.analog.presets import INFERENCE_PRESETS, PRESETS, preset
 from rapa_cli.errors import ConfigError
 
@@ -28,7 +29,8 @@ def arrays_of(specification: str | Mapping[str, Any]) -> Arrays | InferenceArray
         None for ideal arrays.
 
     Raises:
-        ConfigError: there is no such preset, or the parameters are wrong, which are all named.
+        ConfigError: there is no such preset, or parameters are wrong, or those of the table itself are without effect;
+            all are named.
     """
     if isinstance(specification, str):
         if specification == IDEAL:
@@ -50,9 +52,12 @@ def arrays_of(specification: str | Mapping[str, Any]) -> Arrays | InferenceArray
         if found is None:
             raise ConfigError("arrays: preset 'ideal' has no parameters", hint=_ALL_PRESETS)
         base, kind = found.model_dump(mode="json"), type(found)
-    return config.validate(
-        kind, _merged(base, table), "arrays", hint="see `rapa inspect NAME` for a preset's parameters"
-    )
+    hint = "see `rapa inspect NAME` for a preset's parameters"
+    arrays: Arrays | InferenceArrays = config.validate(kind, _merged(base, table), "arrays", hint=hint)
+    idle = without_effect(arrays, table)
+    if idle:
+        raise ConfigError(f"arrays: {'; '.join(idle)}", hint="leave these out, or set what they depend on")
+    return arrays
 
 
 def named_arrays(name: str) -> str | dict[str, Any]:
