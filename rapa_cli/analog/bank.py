@@ -19,6 +19,8 @@ from rapa_cli.config import Frozen
 
 # Outputs from this fraction of the bound on lose their gradient in aihwkit.
 _COMPAT_MASK = 0.999
+# With 8 to 11 digits the steps of devices are smaller than the distance of two numbers.
+_TOO_SHORT = (torch.float16, torch.bfloat16)
 
 
 class Arrays(Frozen):
@@ -145,9 +147,15 @@ class AnalogBank:
 
         Raises:
             ValueError: shapes that do not fit.
+            TypeError: devices in a type of 16 bits.
         """
         with torch.no_grad():
             weights = self.arrays.device.weights(self.devices)
+            if weights.dtype in _TOO_SHORT:
+                raise TypeError(
+                    f"arrays: got devices in {weights.dtype}, in which steps are lost in rounding; allowed are "
+                    "torch.float32 and torch.float64"
+                )
             periphery = self._forward if noise else self._forward.quiet()
             return periphery.read(weights, x.detach(), sizes, generator, compat=self.arrays.aihwkit_compat)
 

@@ -138,7 +138,7 @@ class OneSidedUnitCell(Cell):
         count, rows, columns = state["weight"].shape
         chosen = torch.zeros(count, dtype=torch.int64, device=tiles.device)
         chosen[tiles] = columns
-        one_hot = torch.eye(columns, device=tiles.device).repeat(len(tiles), 1)
+        one_hot = torch.eye(columns, dtype=state["weight"].dtype, device=tiles.device).repeat(len(tiles), 1)
         periphery, sizes = Periphery(self.refresh_forward, part(state, "refresh")), chosen.tolist()
         minus, plus = (periphery.read(state[f"{k}.weight"], one_hot, sizes, generator).values for k in (_MINUS, _PLUS))
         positive = plus > minus
