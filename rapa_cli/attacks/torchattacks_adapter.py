@@ -84,7 +84,8 @@ class Apgd(Method):
             attack = library.APGD(stand_in, norm=self.norm, steps=self.steps, loss="dlr")
             # One for each image, which it broadcasts; and a loss that is that of the draws, not of their mean logits.
             attack.eps = _radius(eps, x, self.norm)[:, None, None, None]
-            attack.dlr_loss = lambda logits, y: stand_in.loss(loss, logits, y)
+            # In the images' own precision, since it is put among theirs.
+            attack.dlr_loss = lambda logits, y: stand_in.loss(loss, logits, y).to(x.dtype)
             _, found = attack.perturb(x, labels, best_loss=True)
         return _kept(x, found, eps, self.norm)
 

@@ -193,6 +193,17 @@ def test_the_loss_of_apgd_is_that_of_the_draws(model: nn.Module, threat: str) ->
             assert torch.allclose(slope, gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("threat", ["fresh-draw", "vote-aware 2", "eot 2"])
+def test_losses_of_apgd_fit_among_images_of_which_some_are_right(model: nn.Module, threat: str) -> None:
+    x, labels, ids = toy.batch(8)
+    labels = torch.where(torch.arange(8) < 4, labels, (labels + 1) % toy.CLASSES)
+    view = View(Oracle(model), parse_threat(threat))
+    for name in ("apgd-dlr", "apgd-ce"):
+        found = method_named(name, 5).attack(view, x, labels, ids, torch.full((8,), 0.02))
+        assert found.dtype == x.dtype
+        assert float((found - x).abs().max()) <= 0.02 + 1e-6
+
+
 def test_apgd_keeps_no_clean_images(model: nn.Module) -> None:
     x, labels, ids = toy.batch()
     weak, eps = 0.02, torch.full((12,), 0.02)
