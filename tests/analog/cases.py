@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,26 @@ def first_of(tables: dict[str, Any] | list[dict[str, Any]], *names: str, default
     return default
 
 
+def only(table: dict[str, Any], known: Iterable[str], what: str) -> None:
+    """Fails where a table has a key that is not known here, and that is not without effect on results."""
+    given = {key for key, value in table.items() if value is not None and not (key in _WHEN_OFF and value is False)}
+    unknown = given - set(known) - _WITHOUT_EFFECT
+    assert not unknown, f"{what}: {', '.join(sorted(unknown))} would be left out of account"
+
+
+# What aihwkit's objects say of themselves, and where their random numbers begin.
+_WITHOUT_EFFECT = {"class", "construction_seed", "count_pulses", "seed"}
+# What aihwkit has and is not here.
+_WHEN_OFF = {"copy_inverted", "copy_last_column", "enable_during_test"}
+
+
 def io(table: dict[str, Any] | None) -> IOParameters:
-    return IOParameters(is_perfect=True) if table is None else IOParameters(**_known(IOParameters, table))
+    """The periphery; bounds that are infinite are none, which here is 0."""
+    if table is None:
+        return IOParameters(is_perfect=True)
+    known = _known(IOParameters, table)
+    none = {name: 0.0 for name in ("inp_bound", "out_bound") if known.get(name) == math.inf}
+    return IOParameters(**{**known, **none})
 
 
 def update(table: dict[str, Any] | None) -> UpdateParameters:
@@ -77,11 +96,13 @@ def device(params: dict[str, Any]) -> Device:
     table, preset = params.get("device"), str(params.get("preset") or "").removesuffix("Preset")
     if isinstance(table, dict):
         return _device(table)
-    for name in (preset, str(table or "").removesuffix("Device").removesuffix("Preset")):
+    names = [name for name in (preset, str(table or "").removesuffix("Device").removesuffix("Preset")) if name]
+    for name in names:
         if name in presets.DEVICES:
             return presets.DEVICES[name]
         if name in presets.PRESETS:
             return presets.PRESETS[name]().device
+    assert set(names) <= {"Ideal", "FloatingPoint"}, f"there is no device of the names {names}"
     return IdealDevice()
 
 
@@ -96,7 +117,7 @@ def _device(table: dict[str, Any]) -> Device:
                 nested[key] = io(value) if "forward" in key else update(value)
         return kind.model_validate({**nested, "unit_cell_devices": parts})
     if name in ("IdealDevice", "FloatingPointDevice"):
-        return IdealDevice(lifetime=table.get("lifetime", 0.0), diffusion=table.get("diffusion", 0.0))
+        return IdealDevice.model_validate(_known(IdealDevice, table))
     short = name.removesuffix("Device").removesuffix("Preset")
     single: type[Device] = type(presets.DEVICES[short]) if short in presets.DEVICES else getattr(steps, name)
     made = single.model_validate(_known(single, table))
@@ -117,8 +138,9 @@ _CELLS: dict[str, type[Device]] = {
 
 
 def _known(kind: type[BaseModel], table: dict[str, Any]) -> dict[str, Any]:
-    """The fields that there are here; a case in which another has an effect fails by its numbers."""
-    return {key: value for key, value in table.items() if key in kind.model_fields}
+    """The fields that a table sets; it may have no others that have an effect."""
+    only(table, kind.model_fields, str(table.get("class") or kind.__name__))
+    return {key: value for key, value in table.items() if key in kind.model_fields and value is not None}
 
 
 def tensor(values: Any) -> Tensor:

@@ -24,6 +24,7 @@ from rapa_cli.analog.mapping import MappedBank
 from rapa_cli.analog.modifiers import WeightModifier
 from rapa_cli.analog.parameters import Mapping, PulseType, UpdateParameters
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
+from rapa_cli.analog.ranges import InputRange
 from rapa_cli.analog.update import scales
 from tests.analog import cases
 from tests.analog.cases import Case, assert_near, assert_sample, first_of, tensor, vectors
@@ -31,7 +32,14 @@ from tests.analog.cases import Case, assert_near, assert_sample, first_of, tenso
 
 @pytest.mark.parametrize("case", cases.load(), ids=lambda case: case["id"])
 def test_case(case: Case) -> None:
-    _RUN[case["group"]](case)
+    run(case)
+
+
+def run(case: Case) -> None:
+    """Compares one case, of which every parameter must be known."""
+    group = case["group"]
+    cases.only(case["params"], {"device", "preset", *_PARAMS[group]}, f"{case['id']}: params")
+    _RUN[group](case)
 
 
 def _reading(case: Case) -> None:
@@ -52,15 +60,35 @@ def _reading(case: Case) -> None:
         _compare({**found, **shaped}, target, _tol(case))
 
 
+def mapping_of(case: Case) -> Mapping:
+    """How the matrices of a layer are put on arrays, from the parameters themselves and the tables among them."""
+    params, inputs = case["params"], case["inputs"]
+    tables = [params]
+    for name in ("mapping", "pre_post"):
+        if isinstance(params.get(name), dict):
+            cases.only(params[name], {*Mapping.model_fields, "digital_bias", *_OF_LEARNING}, name)
+            tables.append(params[name])
+    # The bias of a case is added to what the arrays give.
+    assert first_of(tables, "digital_bias", default=True) or "bias" not in inputs, "digital_bias: there is no other"
+    known = {name: value for table in tables for name, value in table.items() if name in Mapping.model_fields}
+    found = known.get("input_range")
+    if isinstance(found, dict):
+        cases.only(found, {"enable", "init_value", "value", "input_range", *InputRange.model_fields}, "input_range")
+        known["input_range"] = first_of([found, inputs], "init_value", "value", "input_range", default=0)
+        if found.get("enable") is False:
+            known["input_range"] = 0
+    return Mapping(**{name: value for name, value in known.items() if value is not None})
+
+
+# What of aihwkit's mapping says only how scales are learned.
+_OF_LEARNING = ("learn_out_scaling", "out_scaling_columnwise", "weight_scaling_lr_compensation")
+
+
 def _layer(case: Case) -> None:
     """Matrices on arrays: split, scaled, with an input range; or a convolution, patch by patch."""
     params, inputs, expected = case["params"], case["inputs"], case["expected"]
     weight = tensor(first_of(inputs, *_WEIGHTS))
-    tables = [params, *(value for value in params.values() if isinstance(value, dict))]
-    known = {name: value for table in tables for name, value in table.items() if name in Mapping.model_fields}
-    if isinstance(known.get("input_range"), dict):
-        known["input_range"] = first_of([known["input_range"], inputs], "init_value", "value", "input_range", default=0)
-    mapping = Mapping(**known)
+    mapping = mapping_of(case)
     draws, x = cases.generator(case), tensor(inputs["x"])
     matrix = weight.flatten(1)
     bank = MappedBank(_arrays(case), mapping, 1, len(matrix), matrix.shape[1], draws)
@@ -73,7 +101,12 @@ def _layer(case: Case) -> None:
     reading = bank.forward(patches, [len(patches)], draws)
     found: dict[str, Any] = {"y": reading.values, "in_sizes": bank.in_sizes, "out_sizes": bank.out_sizes}
     found["scales"] = torch.cat([scale[0] for scale in bank.scales[:: len(bank.in_sizes)]])
-    found["scale"] = found["scales"][0] if not mapping.weight_scaling_columnwise else found["scales"]
+    if not mapping.weight_scaling_columnwise and len(bank.out_sizes) == 1:
+        # One scale for the whole matrix, however it is written: alone, as a list of one, or for every line.
+        for name in {"scale", "scales"} & expected.keys():
+            found[name] = found["scales"][: tensor(expected[name]).numel()].view(tensor(expected[name]).shape)
+    else:
+        found["scale"] = found["scales"]
     found["tile_weights"] = bank.banks[0].get_weights()[0]
     found["weights"] = bank.get_weights()[0]
     if weight.ndim == 4:
@@ -241,7 +274,7 @@ def _forward_noise(case: Case) -> None:
 
 def _weight_modifier(case: Case) -> None:
     params, inputs = case["params"], case["inputs"]
-    modifier = WeightModifier(**{name: params[name] for name in WeightModifier.model_fields if name in params})
+    modifier = WeightModifier(**{name: value for name, value in params.items() if name in WeightModifier.model_fields})
     for backend, target in case["expected"].items():
         weights = torch.full((1, 1, target["n"] + 1), inputs["w"])
         weights[..., -1] = inputs["wmax"]
@@ -250,18 +283,39 @@ def _weight_modifier(case: Case) -> None:
         assert_sample((changed - weights)[..., :-1], target, backend)
 
 
+def noise_model(params: dict[str, Any], inputs: dict[str, Any]) -> PCMLikeNoiseModel:
+    """The model of conductances; drift may be given for some conductances, or one mean and spread for all."""
+    tables = [params]
+    for name, table in params.items():
+        if isinstance(table, dict) and name not in ("forward", "device"):
+            cases.only(table, _PARAMS["pcm"], name)
+            tables.append(table)
+    tables.append(inputs)
+    for name, only in (("model", "PCMLike"), ("noise_model", "PCMLike"), ("g_converter", "SinglePair")):
+        assert not isinstance(params.get(name), str) or only in params[name], f"{name}: there is no {params[name]}"
+    assert params.get("drift_compensation") is not False, "drift_compensation: outputs are always compensated"
+    known = {name: first_of(tables, name) for name in PCMLikeNoiseModel.model_fields if name != "kind"}
+    model = PCMLikeNoiseModel(**{name: value for name, value in known.items() if value is not None})
+    places = [first_of(tables, name) for name in _CUSTOM_DRIFT]
+    mean, spread = first_of(tables, *_MEAN_DRIFT), first_of(tables, "nu_std", default=0.0)
+    if any(values is not None for values in places):
+        assert all(values is not None for values in places), f"drift needs all of {_CUSTOM_DRIFT}"
+        return PCMLikeNoiseModel(**{**model.model_dump(), "custom_drift": tuple(zip(*places, strict=True))})
+    if mean is not None:
+        ends = ((0.0, float(mean), float(spread)), (model.g_max, float(mean), float(spread)))
+        return PCMLikeNoiseModel(**{**model.model_dump(), "custom_drift": ends})
+    assert spread == 0, "nu_std: there is no nu_mean"
+    return model
+
+
+_CUSTOM_DRIFT = ("g_lst", "nu_mean_lst", "nu_std_lst")
+_MEAN_DRIFT = ("nu", "nu_mean", "drift_nu", "constant_nu", "nu_drift")
+
+
 def _pcm(case: Case) -> None:
     """Conductances of given targets one by one, or weights through all of it."""
     params, inputs = case["params"], case["inputs"]
-    tables = [params, *(value for value in params.values() if isinstance(value, dict)), inputs]
-    known = {name: first_of(tables, name) for name in PCMLikeNoiseModel.model_fields if name != "kind"}
-    model = PCMLikeNoiseModel(**{name: value for name, value in known.items() if value is not None})
-    custom, nu = first_of(tables, "custom_drift_model"), first_of(tables, "nu", "drift_nu", "constant_nu", "nu_drift")
-    if custom is not None:
-        parts = zip(custom["g_lst"], custom["nu_mean_lst"], custom["nu_std_lst"], strict=True)
-        model = model.model_copy(update={"custom_drift": tuple(parts)})
-    elif isinstance(nu, float):
-        model = model.model_copy(update={"custom_drift": ((0.0, nu, 0.0), (model.g_max, nu, 0.0))})
+    model = noise_model(params, inputs)
     if "n" not in inputs or not ("g_target" in inputs or "g_prog" in inputs):
         _weights_in_pcm(case, model)
         return
@@ -449,3 +503,26 @@ _RUN = {
     "weight_modifier": _weight_modifier,
     "pcm": _pcm,
 }
+
+_IO = ("forward", "backward")
+_UPDATE = ("update", "learning_rate", "lr", "weight_granularity")
+_PARAMS: dict[str, tuple[str, ...]] = {
+    "forward": _IO,
+    "backward": _IO,
+    "layers": (*_IO, "mapping", "pre_post", "digital_bias", "padding", *Mapping.model_fields, *_OF_LEARNING),
+    "update_deterministic": (*_IO, *_UPDATE),
+    "device_trajectory": _IO,
+    "device_statistics": _IO,
+    "device_parameters": _IO,
+    "stochastic_update": (*_IO, *_UPDATE),
+    "forward_noise": _IO,
+    # The last two belong to types that there are not.
+    "weight_modifier": (*WeightModifier.model_fields, "dorefa_clip", "coeffs"),
+    "pcm": (
+        *(name for name in PCMLikeNoiseModel.model_fields if name != "custom_drift"),
+        *(*_CUSTOM_DRIFT, *_MEAN_DRIFT, "nu_std"),
+        *("model", "noise_model", "custom_drift_model", "g_converter", "drift_compensation", "forward"),
+        *("t_inference", "times", "t"),
+    ),
+}
+"""What the parameters of a case may be; each has an effect here."""
