@@ -3,6 +3,9 @@
 The forward product goes through modified weights, converters, noise and the management of ranges; gradients are those
 of the plain product with the modified weights, straight through all rounding and noise, except where a converter
 clipped: what saturates does not learn.
+
+A matrix that is larger than an array lies on several. Each has its own scales, lines, converters and noise; what they
+answer is summed digitally.
 """
 
 from __future__ import annotations
@@ -12,15 +15,18 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from rapa_cli.analog.inference import NoiseModel
 from rapa_cli.analog.modifiers import ClipType, RemapType, WeightClip, WeightModifier, WeightRemap
-from rapa_cli.analog.parameters import BoundManagement, IOParameters, NoiseManagement, WeightNoise
+from rapa_cli.analog.parameters import BoundManagement, IOParameters, Mapping, NoiseManagement, WeightNoise
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
 from rapa_cli.analog.periphery import Periphery, groups, product
 from rapa_cli.analog.ranges import InputRange
 from rapa_cli.config import Frozen
+
+# What the names of buffers begin with that belong to the lines of arrays.
+_LINES = "line_"
 
 
 class InferenceArrays(Frozen):
@@ -28,6 +34,9 @@ class InferenceArrays(Frozen):
 
     Attributes:
         forward: the periphery; the backward product is exact.
+        mapping: the size of the largest array, in input lines with the bias and in output lines. Larger matrices are
+            split, and each part is modified, clipped, remapped, scaled, programmed and compensated like a whole array;
+            only the input range is one for the layer. What else a mapping can hold is set here, not in it.
         modifier: what is done to weights for each mini-batch of training.
         clip: what is done to them after each step of the optimizer.
         remap: how they are then put back into the range of the array, by the scales of output lines.
@@ -39,6 +48,7 @@ class InferenceArrays(Frozen):
     """
 
     forward: IOParameters = IOParameters()
+    mapping: Mapping = Mapping()
     modifier: WeightModifier = WeightModifier()
     clip: WeightClip = WeightClip()
     remap: WeightRemap = WeightRemap()
@@ -58,6 +68,104 @@ class InferenceArrays(Frozen):
                 "allowed are None and Constant"
             )
         return self
+
+    @model_validator(mode="after")
+    def _maps_sizes(self) -> Self:
+        sizes = ("max_input_size", "max_output_size")
+        others = {name: value for name, value in self.mapping if name not in sizes}
+        for name, value in others.items():
+            if value != getattr(Mapping(), name):
+                raise ValueError(
+                    f"mapping.{name}: got {value}, but inference arrays have {name} of their own, beside mapping; "
+                    f"in it allowed are {' and '.join(sizes)}"
+                )
+        return self
+
+
+class AwareArray(nn.Module):
+    """Arrays of one size, one for each tile, with what belongs to them; the weights are those of the layer.
+
+    Args:
+        arrays: what they are made of.
+        tiles: number of matrices.
+        out: rows of each.
+        lines: columns of each.
+        empty: whether parts hold the matrices, so that there is nothing here.
+
+    Attributes:
+        scale: buffer, what a weight of 1 on the arrays counts in the layer, (tiles, out), where arrays scale weights.
+        weights: what is read in place of the layer's weights, scaled to the arrays, (tiles, out, lines); None are the
+            layer's.
+        compensation: what the outputs of each tile are multiplied by, (tiles,), or None.
+    """
+
+    scale: Tensor
+
+    def __init__(self, arrays: InferenceArrays, tiles: int, out: int, lines: int, *, empty: bool = False) -> None:
+        super().__init__()
+        self.arrays = arrays
+        self._shape = (tiles, out, lines)
+        self._scaled = not empty and (arrays.weight_scaling_omega > 0 or arrays.remap.type is not RemapType.NONE)
+        if self._scaled:
+            self.register_buffer("scale", torch.ones(tiles, out))
+        self.weights: Tensor | None = None
+        self.compensation: Tensor | None = None
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Puts new lines in the place of the old ones."""
+        place = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+        drawn = Periphery.draw(self.arrays.forward, self._shape, generator, place)
+        for name, values in drawn.items():
+            self.register_buffer(_LINES + name, values)
+
+    def scales(self, weights: Tensor) -> Tensor:
+        """What a weight of 1 on the arrays counts in the layer, (tiles, out)."""
+        return self.scale if self._scaled else weights.new_ones(self._shape[:2])
+
+    def on_arrays(self, weights: Tensor) -> Tensor:
+        """Weights of the layer as they lie on the arrays, (tiles, out, lines)."""
+        return weights / self.scales(weights)[:, :, None]
+
+    def shown(self, weights: Tensor, modifier: torch.Generator | None) -> Tensor:
+        """What is read: what was programmed, else the layer's weights, modified where there is a generator for it."""
+        if self.weights is not None:
+            return self.weights
+        on_arrays = self.on_arrays(weights)
+        return on_arrays if modifier is None else self.arrays.modifier.modify(on_arrays, modifier)
+
+    def factors(self, weights: Tensor, bound: Tensor | None) -> Tensor:
+        """What outputs are multiplied by, (tiles, out), where inputs were divided by a bound."""
+        scale = self.scales(weights)
+        if bound is not None:
+            scale = scale * bound
+        return scale if self.compensation is None else scale * self.compensation[:, None]
+
+    def periphery(self, *, noise: bool) -> Periphery:
+        """What lies around the arrays, with or without its noise."""
+        state = {name.removeprefix(_LINES): v for name, v in self.named_buffers() if name.startswith(_LINES)}
+        periphery = Periphery(self.arrays.forward, state)
+        return periphery if noise else periphery.quiet()
+
+    def limited(self, weights: Tensor) -> Tensor:
+        """Weights of the layer (tiles, out, lines), clipped as they lie on the arrays, whose scales are remapped."""
+        scale = self.scales(weights)
+        on_arrays = self.on_arrays(weights)
+        clipped = self.arrays.clip.clip(on_arrays)
+        # What fits stays the same to the last bit.
+        limited = torch.where(clipped == on_arrays, weights, clipped * scale[:, :, None])
+        if self._scaled:
+            self.scale.copy_(self.arrays.remap.remap(clipped, scale)[1])
+        return limited
+
+    def scale_to(self, weights: Tensor) -> None:
+        """Sets the scales for new weights of the layer."""
+        if not self._scaled:
+            return
+        omega = self.arrays.weight_scaling_omega
+        lines = weights.detach().abs().amax(2)
+        largest = lines if self.arrays.weight_scaling_columnwise else lines.amax(1, keepdim=True)
+        fitting = torch.where(largest > 0, largest / omega, 1.0) if omega > 0 else torch.ones_like(lines)
+        self.scale.copy_(fitting.expand_as(lines))
 
 
 def aware_product(

@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rapa_cli.analog import passes
-from rapa_cli.analog.aware import InferenceArrays, aware_product
+from rapa_cli.analog.aware import AwareArray, InferenceArrays, aware_product
 from rapa_cli.analog.bank import AnalogBank, Arrays
-from rapa_cli.analog.mapping import MappedBank, MappedReading
+from rapa_cli.analog.mapping import MappedBank, MappedReading, equal_split
 from rapa_cli.analog.merged import Chunk
 from rapa_cli.analog.modifiers import ClipType, RemapType
 from rapa_cli.analog.parameters import BoundManagement, IOParameters, NoiseManagement
@@ -32,10 +32,8 @@ from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import Draw
 from rapa_cli.philox import Purpose, key_of
 
-# What of a layer's work a generator is for.
-_FORWARD, _BACKWARD, _UPDATE, _STEP, _MODIFIER = range(5)
-# What the names of buffers begin with that belong to the lines of arrays.
-_LINES = "line_"
+# What of a layer's work a generator is for. Parts of split matrices are read with those from `_PARTS` on.
+_FORWARD, _BACKWARD, _UPDATE, _STEP, _MODIFIER, _PARTS = range(6)
 
 
 @dataclass(frozen=True)
@@ -373,7 +371,7 @@ class _PulsedRead(torch.autograd.Function):
         return to_x, to_pulses, None, None
 
 
-class AwareMatrices(nn.Module):
+class AwareMatrices(AwareArray):
     """Weights that are trained for arrays: readings are those of arrays, gradients go straight through to the weights.
 
     The weights belong to the layer. Each is scaled to its array, read with the array's noise, and scaled back; with an
@@ -387,27 +385,24 @@ class AwareMatrices(nn.Module):
         generator: for what is drawn once; by default seeded by torch's global generator.
 
     Attributes:
-        scale: buffer, what a weight of 1 on the arrays counts in the layer, (tiles, out), where arrays scale weights.
+        part: the parts of split matrices, row by row of their grid, which then hold the scales, what is read in place
+            of weights, and the compensation; None where matrices are whole.
         input_range: parameter, r, or None.
         noise: whether readings have noise.
-        weights: what is read in place of the layer's weights, scaled to the arrays, (tiles, out, lines); None are the
-            layer's.
-        compensation: what the outputs of each tile are multiplied by, (tiles,), or None.
     """
-
-    scale: Tensor
 
     def __init__(
         self, arrays: InferenceArrays, tiles: int, out: int, lines: int, generator: torch.Generator | None = None
     ) -> None:
-        super().__init__()
-        self.arrays, self.noise = arrays, True
-        self._shape = (tiles, out, lines)
-        self._scaled = arrays.weight_scaling_omega > 0 or arrays.remap.type is not RemapType.NONE
-        if self._scaled:
-            self.register_buffer("scale", torch.ones(tiles, out))
-        self.weights: Tensor | None = None
-        self.compensation: Tensor | None = None
+        out_sizes = equal_split(out, arrays.mapping.max_output_size)
+        in_sizes = equal_split(lines, arrays.mapping.max_input_size)
+        split = len(out_sizes) * len(in_sizes) > 1
+        super().__init__(arrays, tiles, out, lines, empty=split)
+        self.noise, self._out_sizes, self._in_sizes = True, out_sizes, in_sizes
+        self.part: nn.ModuleList | None = None
+        if split:
+            grid = [(rows, columns) for rows in out_sizes for columns in in_sizes]
+            self.part = nn.ModuleList(AwareArray(arrays, tiles, rows, columns) for rows, columns in grid)
         self.input_range: nn.Parameter | None = None
         if arrays.input_range is not None:
             state = arrays.input_range.draw()
@@ -415,12 +410,25 @@ class AwareMatrices(nn.Module):
             self.register_buffer("batches", state["batches"])
         self.draw(generator or _any_generator())
 
+    @property
+    def parts(self) -> list[AwareArray]:
+        """The arrays: these, or the parts of split matrices."""
+        if self.part is None:
+            return [self]
+        return [part for part in self.part if isinstance(part, AwareArray)]
+
+    def split(self, weights: Tensor) -> list[Tensor]:
+        """The weights of each part, from those of the layer (tiles, out, lines)."""
+        rows = torch.split(weights, self._out_sizes, 1)
+        return [part for row in rows for part in torch.split(row, self._in_sizes, 2)]
+
     def draw(self, generator: torch.Generator) -> None:
         """Puts new lines in the place of the old ones."""
-        place = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
-        drawn = Periphery.draw(self.arrays.forward, self._shape, generator, place)
-        for name, values in drawn.items():
-            self.register_buffer(_LINES + name, values)
+        if self.part is None:
+            super().draw(generator)
+            return
+        for part in self.parts:
+            part.draw(generator)
 
     def read(self, x: Tensor, weights: Tensor, call: Call, bias: Tensor | None = None) -> Tensor:
         """The products of all patches, (B, out, h, w).
@@ -431,22 +439,40 @@ class AwareMatrices(nn.Module):
             call: which tile computes which patch.
             bias: what is added beside the arrays, (tiles, out), or None.
         """
-        scale = self.scales(weights)
-        on_arrays = weights / scale[:, :, None]
-        if self.weights is not None:
-            on_arrays = self.weights
-        elif self.training:
-            on_arrays = self.arrays.modifier.modify(on_arrays, call.generator(_MODIFIER, x.device))
+        modifier = call.generator(_MODIFIER, x.device) if self.training else None
+        bound = None
         if self.input_range is not None:
             x = self._in_range(x)
-            scale = scale * self.input_range.detach().abs()
-        if self.compensation is not None:
-            scale = scale * self.compensation[:, None]
-        periphery = self._periphery()
-        with _averages(periphery.state, learned=self.training):
-            y = _aware_images(x, on_arrays, periphery, call)
-        y = y * _of_tiles(scale, call)
+            bound = self.input_range.detach().abs()
+        if self.part is None:
+            periphery = self.periphery(noise=self.noise)
+            with _averages(periphery.state, learned=self.training):
+                y = _aware_images(x, self.shown(weights, modifier), periphery, call)
+            y = y * _of_tiles(self.factors(weights, bound), call)
+        else:
+            y = self._sums(x, weights, call, modifier, bound)
         return y if bias is None else y + _of_tiles(bias, call)
+
+    def _sums(
+        self, x: Tensor, weights: Tensor, call: Call, modifier: torch.Generator | None, bound: Tensor | None
+    ) -> Tensor:
+        """What the parts of split matrices answer, each with noise of its own, summed over inputs; with the scales."""
+        rows: Tensor = _Rows.apply(x, call)
+        inputs, columns = torch.split(rows, self._in_sizes, 1), len(self._in_sizes)
+        tile_of = torch.repeat_interleave(torch.tensor(call.sizes, device=x.device))
+        answers = []
+        for p, (part, own) in enumerate(zip(self.parts, self.split(weights), strict=True)):
+            periphery, generator = part.periphery(noise=self.noise), call.generator(_PARTS + p, x.device)
+            with _averages(periphery.state, learned=self.training):
+                shown = part.shown(own, modifier)
+                read = aware_product(inputs[p % columns], shown, call.sizes, periphery, generator)
+            answers.append(read * part.factors(own, bound)[tile_of])
+        return call.images(torch.cat([sum(row[1:], row[0]) for row in self._by_rows(answers)], 1))
+
+    def _by_rows(self, of_parts: list[Tensor]) -> list[list[Tensor]]:
+        """What belongs to parts, row by row of their grid."""
+        columns = len(self._in_sizes)
+        return [of_parts[first : first + columns] for first in range(0, len(of_parts), columns)]
 
     @property
     def limits(self) -> bool:
@@ -455,33 +481,18 @@ class AwareMatrices(nn.Module):
 
     def limited(self, weights: Tensor) -> Tensor:
         """Weights of the layer (tiles, out, lines), clipped as they lie on the arrays, whose scales are remapped."""
-        scale = self.scales(weights)
-        on_arrays = weights / scale[:, :, None]
-        clipped = self.arrays.clip.clip(on_arrays)
-        # What fits stays the same to the last bit.
-        limited = torch.where(clipped == on_arrays, weights, clipped * scale[:, :, None])
-        if self._scaled:
-            self.scale.copy_(self.arrays.remap.remap(clipped, scale)[1])
-        return limited
+        if self.part is None:
+            return super().limited(weights)
+        limited = [part.limited(own) for part, own in zip(self.parts, self.split(weights), strict=True)]
+        return torch.cat([torch.cat(row, 2) for row in self._by_rows(limited)], 1)
 
     def scale_to(self, weights: Tensor) -> None:
         """Sets the scales for new weights of the layer."""
-        if not self._scaled:
+        if self.part is None:
+            super().scale_to(weights)
             return
-        omega = self.arrays.weight_scaling_omega
-        lines = weights.detach().abs().amax(2)
-        largest = lines if self.arrays.weight_scaling_columnwise else lines.amax(1, keepdim=True)
-        fitting = torch.where(largest > 0, largest / omega, 1.0) if omega > 0 else torch.ones_like(lines)
-        self.scale.copy_(fitting.expand_as(lines))
-
-    def scales(self, weights: Tensor) -> Tensor:
-        """What a weight of 1 on the arrays counts in the layer, (tiles, out)."""
-        return self.scale if self._scaled else weights.new_ones(self._shape[:2])
-
-    def _periphery(self) -> Periphery:
-        state = {name.removeprefix(_LINES): v for name, v in self.named_buffers() if name.startswith(_LINES)}
-        periphery = Periphery(self.arrays.forward, state)
-        return periphery if self.noise else periphery.quiet()
+        for part, own in zip(self.parts, self.split(weights), strict=True):
+            part.scale_to(own)
 
     def _in_range(self, x: Tensor) -> Tensor:
         """Inputs cut to the range, and divided by it."""
@@ -496,8 +507,9 @@ class AwareMatrices(nn.Module):
         return inputs
 
     def extra_repr(self) -> str:
-        """The noise model, for printing."""
-        return f"{self.arrays.noise_model.kind}"
+        """The noise model and the number of parts, for printing."""
+        parts = "" if self.part is None else f", parts={len(self._out_sizes)}x{len(self._in_sizes)}"
+        return f"{self.arrays.noise_model.kind}{parts}"
 
 
 class _InRange(torch.autograd.Function):

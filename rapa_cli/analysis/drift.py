@@ -52,8 +52,8 @@ class Age:
         t_0: what the noise model adds to that: when it reads for the first time.
         single_errors: mean error of the single draws of each programming, percent.
         vote_errors: error of their vote for each programming, percent.
-        compensations: what outputs are multiplied by, for each programming the mean over the tiles of each layer, and
-            then over layers; empty without drift compensation.
+        compensations: what outputs are multiplied by, for each programming the mean over the arrays of each layer,
+            and then over layers; empty without drift compensation.
     """
 
     seconds: float
@@ -158,8 +158,8 @@ class ProgrammedNetwork:
 
     @property
     def compensation(self) -> float | None:
-        """What outputs are multiplied by, mean over the tiles of each layer, then over layers; None for nothing."""
-        found = [programmed.matrices.compensation for programmed in self._programmed.values()]
+        """What outputs are multiplied by, mean over the arrays of each layer, then over layers; None for nothing."""
+        found = [programmed.compensation for programmed in self._programmed.values()]
         means = [float(factors.mean()) for factors in found if factors is not None]
         return statistics.fmean(means) if means else None
 

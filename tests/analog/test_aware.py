@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays, aware_product
 from rapa_cli.analog.modifiers import ModifierType, WeightModifier
-from rapa_cli.analog.parameters import IOParameters
+from rapa_cli.analog.parameters import IOParameters, Mapping
 from rapa_cli.analog.periphery import Periphery
 from rapa_cli.analog.presets import INFERENCE_PRESETS, PRESETS, preset
 from rapa_cli.analog.ranges import InputRange
@@ -82,6 +82,25 @@ def test_two_ranges_for_one_input_are_refused() -> None:
     with pytest.raises(ValidationError, match="input_range"):
         InferenceArrays(input_range=InputRange())
     assert InferenceArrays.model_validate_json(STANDARD_HWA.model_dump_json()) == STANDARD_HWA
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"weight_scaling_omega": 0.5}, r"mapping\.weight_scaling_omega: got 0\.5, but inference arrays have weight_s"),
+        ({"weight_scaling_columnwise": True}, r"mapping\.weight_scaling_columnwise: got True, but"),
+        ({"input_range": 2.0, "max_input_size": 5}, r"allowed are max_input_size and max_output_size"),
+    ],
+)  # fmt: skip
+def test_a_mapping_has_sizes_only(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        InferenceArrays(mapping=Mapping(**setting))
+
+
+def test_a_mapping_goes_through_json() -> None:
+    arrays = InferenceArrays(mapping=Mapping(max_input_size=5, max_output_size=6))
+    assert InferenceArrays.model_validate_json(arrays.model_dump_json()) == arrays
+    assert InferenceArrays.model_validate({"mapping": {"max_input_size": 5, "max_output_size": 6}}) == arrays
 
 
 def test_presets_of_inference_are_found_by_name() -> None:

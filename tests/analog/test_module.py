@@ -19,7 +19,8 @@ from rapa_cli.analog.device import IdealDevice
 from rapa_cli.analog.kinds import AnyDevice
 from rapa_cli.analog.modifiers import WeightModifier
 from rapa_cli.analog.module import AwareMatrices, PulsedMatrices, exact_gradients, noiseless, silence
-from rapa_cli.analog.parameters import IOParameters
+from rapa_cli.analog.parameters import IOParameters, Mapping
+from rapa_cli.analog.periphery import Periphery
 from rapa_cli.analog.presets import DEVICES, PRESET_IO, preset
 from rapa_cli.attacks.evaluation import Level, attack
 from rapa_cli.attacks.fgsm import gradient_sign
@@ -36,6 +37,7 @@ EXACT = Arrays(device=IdealDevice(), forward=PERFECT, backward=PERFECT)
 SLOW_TO_ADJUST = STANDARD_HWA.model_copy(
     update={"modifier": WeightModifier(type="MultNormal", std_dev=0.1), "input_range": None}
 )
+IN_PARTS = Mapping(max_input_size=16, max_output_size=2)
 # Without a kernel in C.
 SEPARATE = PRESET_IO.model_copy(update={"out_noise_std": 0.2})
 
@@ -50,6 +52,7 @@ ALL: dict[str, AnyArrays] = {
     "in torch": around(DEVICES["EcRam"], SEPARATE),
     "inference": STANDARD_HWA,
     "inference, unranged": SLOW_TO_ADJUST,
+    "inference, in parts": STANDARD_HWA.model_copy(update={"mapping": IN_PARTS}),
 }
 
 
@@ -129,7 +132,7 @@ INPUT_GRADIENTS = [by_autograd, by_sign, by_attack, by_torchattacks]
 def test_gradients_of_inputs_change_nothing(name: str, gradient: Callable[[nn.Module], None], training: bool) -> None:
     """Not even with a step of the optimizer after it, and not what waits for that step."""
     model = network(ALL[name]).train(training)
-    if name == "inference":
+    if name in ("inference", "inference, in parts"):
         # An input range is taken from the first batches of a training, like the statistics of a batch normalisation.
         for layer in model:
             if isinstance(layer, ArrayLayer):
@@ -280,7 +283,7 @@ def test_pulses_wait_as_gradients_do(way: str) -> None:
     steps_like(network(EXACT), WAYS[way])
 
 
-@pytest.mark.parametrize("name", ["ReRamES", "inference"])
+@pytest.mark.parametrize("name", ["ReRamES", "inference", "inference, in parts"])
 def test_a_copy_learns_by_itself(name: str) -> None:
     model = network(ALL[name])
     torch.autograd.backward(loss_of(model, pixels()))
@@ -452,6 +455,82 @@ def test_without_noise_draws_read_alike(name: str) -> None:
     assert torch.equal(read(7), quiet)
 
 
+# What can be drawn for lines, and converters.
+LINES_DRAWN = IOParameters(
+    out_noise_std=0.2,
+    out_nonlinearity=0.1,
+    out_nonlinearity_std=0.3,
+    v_offset_std=0.02,
+    mv_type="PosNegSeparate",
+    w_read_asymmetry_dtod=0.1,
+    ir_drop=1.0,
+    out_bound=3.0,
+)
+
+
+def test_split_matrices_are_the_sums_of_parts_read_by_hand() -> None:
+    arrays = InferenceArrays(
+        forward=LINES_DRAWN,
+        weight_scaling_omega=1.0,
+        mapping=Mapping(max_input_size=4, max_output_size=3),
+    )
+    layer = AnalogLinear(9, 5, arrays=arrays).eval()
+    silence(layer)
+    x = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
+    vectors, state = torch.cat([x, torch.ones(6, 1)], 1), layer.state_dict()
+    assert layer.bias is not None
+    weights = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
+    wanted = torch.zeros(6, 5)
+    grid = [(rows, columns) for rows in ((0, 3), (3, 5)) for columns in ((0, 4), (4, 7), (7, 10))]
+    drawn = []
+    for p, (rows, columns) in enumerate(grid):
+        own = weights[slice(*rows), slice(*columns)]
+        largest = own.abs().max()
+        assert torch.equal(state[f"matrices.part.{p}.scale"], largest.expand(1, len(own)))
+        start = f"matrices.part.{p}.line_"
+        lines = {name.removeprefix(start): values for name, values in state.items() if name.startswith(start)}
+        assert lines.keys() == {"v_offset", "out_nonlinearity", "out_noise", "w_asymmetry"}
+        assert lines["w_asymmetry"].shape == (1, *own.shape)
+        drawn.append(lines["w_asymmetry"].flatten()[:6])
+        alone = Periphery(LINES_DRAWN, lines).quiet()
+        inputs = vectors[:, slice(*columns)].contiguous()
+        wanted[:, slice(*rows)] += largest * alone.read((own / largest)[None], inputs, [6], torch.Generator()).values
+    found = layer(x).detach()
+    assert_near(found, wanted)
+    assert float((found - vectors @ weights.T).abs().max()) > 0.01
+    assert not any(torch.equal(one, other) for i, one in enumerate(drawn) for other in drawn[:i])
+
+
+def test_each_part_has_noise_of_its_own() -> None:
+    io = IOParameters(noise_management="None", out_noise=0.1, out_res=0.0)
+    layer = AnalogLinear(
+        12, 8, False, arrays=InferenceArrays(forward=io, mapping=Mapping(max_input_size=3, max_output_size=4))
+    )
+    layer.set_weights(torch.zeros(8, 12), None)
+    x = torch.rand(4000, 12)
+    with draws(layer, images=torch.arange(4000)):
+        y = layer(x).detach()
+    # The sum of four.
+    assert float(y.std()) == pytest.approx(0.2, rel=0.02)
+    correlations = torch.corrcoef(y.T) - torch.eye(8)
+    assert float(correlations.abs().max()) < 0.07
+
+
+def test_parts_move_and_keep_their_state() -> None:
+    arrays = ALL["inference, in parts"].model_copy(update={"forward": LINES_DRAWN, "input_range": None})
+    layer = TiledConv2d(2, 4, 3, tiles=4, arrays=arrays)
+    names = [name for name in layer.state_dict() if "matrices.part." in name]
+    assert len(names) == 4 * 5
+    before = copy.deepcopy(layer.state_dict())
+    layer.double()
+    assert all(layer.state_dict()[name].dtype == torch.float64 for name in names)
+    assert layer(pixels().double()).dtype == torch.float64
+    layer.float()
+    assert all(torch.equal(layer.state_dict()[name], before[name]) for name in names)
+    with pytest.raises(RuntimeError, match=r"matrices\.part\.0\.scale"):
+        TiledConv2d(2, 4, 3, tiles=4, arrays=arrays.model_copy(update={"mapping": Mapping()})).load_state_dict(before)
+
+
 def test_exact_gradients_are_those_of_the_weights_that_arrays_show() -> None:
     for arrays in (around(DEVICES["ReRamES"]), around(DEVICES["EcRam"], SEPARATE)):
         layer = TiledConv2d(2, 4, 3, padding=1, tiles=4, arrays=arrays)
@@ -467,7 +546,7 @@ def test_exact_gradients_are_those_of_the_weights_that_arrays_show() -> None:
         assert float((noisy - expected).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("name", ["ReRamES", "in torch", "inference"])
+@pytest.mark.parametrize("name", ["ReRamES", "in torch", "inference", "inference, in parts"])
 def test_state_goes_through_a_file(name: str, tmp_path: Path) -> None:
     model = trained(ALL[name])
     state = model.state_dict()
@@ -558,3 +637,4 @@ def test_arrays_show_what_they_are() -> None:
     model = network(ALL["ReRamES"])
     assert "ExpStep, tiles=4, out=4, lines=19" in repr(model)
     assert "PCMLike" in repr(network(InferenceArrays()))
+    assert "PCMLike, parts=2x2" in repr(network(InferenceArrays(mapping=IN_PARTS)))

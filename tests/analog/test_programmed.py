@@ -12,8 +12,9 @@ from rapa_cli.analog import inference
 from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.inference import Programmed
 from rapa_cli.analog.module import AwareMatrices
-from rapa_cli.analog.parameters import IOParameters, NoiseManagement
+from rapa_cli.analog.parameters import IOParameters, Mapping, NoiseManagement
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
+from rapa_cli.analog.periphery import Periphery
 from rapa_cli.analog.programmed import ProgrammedMatrices
 from tests.analog.laws import draws
 from tests.tolerances import assert_near
@@ -94,6 +95,56 @@ def test_a_few_inputs_at_a_time_give_the_same_answer(weights: Tensor, monkeypatc
     assert at_once is not None
     assert apart is not None
     assert_near(apart, at_once)
+
+
+IN_PARTS = Mapping(max_input_size=3, max_output_size=2)
+PLACES = [(rows, columns) for rows in (slice(0, 2), slice(2, 4)) for columns in (slice(0, 3), slice(3, 5))]
+
+
+@pytest.mark.parametrize("omega", [0.0, 1.0])
+def test_parts_drift_and_are_compensated_each_by_itself(weights: Tensor, omega: float) -> None:
+    found = matrices(mapping=IN_PARTS, weight_scaling_omega=omega)
+    found.scale_to(weights)
+    programmed = ProgrammedMatrices(found, weights, draws())
+    programmed.age(3600.0, draws())
+    ratio = (3620 / 20) ** -0.06
+    assert programmed.reference is not None
+    assert programmed.compensation is not None
+    assert_near(programmed.compensation, torch.full((4 * TILES,), 1 / ratio))
+    for part, place, first in zip(found.parts, PLACES, torch.split(programmed.reference, TILES), strict=True):
+        own = weights[:, *place]
+        scale = own.abs().amax((1, 2)) if omega else torch.ones(TILES)
+        assert part.weights is not None
+        assert_near(part.weights, ratio * own / scale[:, None, None])
+        assert_near(first, (own / scale[:, None, None]).abs().sum((1, 2)) / own[0].numel())
+    assert (found.weights, found.compensation) == (None, None)
+
+
+def test_parts_are_programmed_each_within_its_own_range(weights: Tensor) -> None:
+    """Like whole arrays one after the other, with independent noise."""
+    model, generator = PCMLikeNoiseModel(), draws()
+    found = matrices(noise_model=model, mapping=IN_PARTS)
+    programmed = ProgrammedMatrices(found, weights, draws())
+    for part, place in zip(found.parts, PLACES, strict=True):
+        assert part.weights is not None
+        assert_near(part.weights, Programmed(weights[:, *place], model, generator).weights())
+    programmed.age(86400.0, draws(1))
+    assert programmed.compensation is not None
+    assert len(set(programmed.compensation.tolist())) == 4 * TILES
+
+
+def test_answers_of_parts_go_through_their_own_periphery(weights: Tensor) -> None:
+    io = IOParameters(out_nonlinearity=0.5, out_nonlinearity_std=0.5)
+    found = matrices(forward=io, mapping=IN_PARTS)
+    found.noise = False
+    reference = ProgrammedMatrices(found, weights, draws()).reference
+    assert reference is not None
+    for part, place, first in zip(found.parts, PLACES, torch.split(reference, TILES), strict=True):
+        own = weights[:, *place].contiguous()
+        alone = Periphery(io, {"out_nonlinearity": part.get_buffer("line_out_nonlinearity")}).quiet()
+        inputs = torch.eye(own.shape[2]).repeat(TILES, 1)
+        answers = alone.read(own, inputs, [own.shape[2]] * TILES, draws()).values
+        assert_near(first, answers.view(TILES, -1).abs().mean(1))
 
 
 def test_times_that_cannot_be(weights: Tensor) -> None:

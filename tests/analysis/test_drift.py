@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rapa_cli.analog.aware import STANDARD_HWA, InferenceArrays
 from rapa_cli.analog.module import AwareMatrices
-from rapa_cli.analog.parameters import IOParameters, NoiseManagement
+from rapa_cli.analog.parameters import IOParameters, Mapping, NoiseManagement
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
 from rapa_cli.analog.ranges import InputRange
 from rapa_cli.analog.reram import ReRamWan2022NoiseModel
@@ -33,6 +33,7 @@ COUNT = 40
 NOTHING = PCMLikeNoiseModel(prog_noise_scale=0.0, read_noise_scale=0.0, drift_scale=0.0)
 CONSTANT_NU = PCMLikeNoiseModel(prog_noise_scale=0.0, read_noise_scale=0.0, custom_drift=((0.0, 0.06, 0.0),))
 PERFECT = IOParameters(is_perfect=True)
+IN_PARTS = Mapping(max_input_size=20, max_output_size=3)
 TIMES = (0.0, 3600.0, 86400.0)
 TILED: dict[str, Any] = {"scheme": "random", "tiles": (16, 4)}
 KINDS: dict[str, dict[str, Any]] = {
@@ -84,8 +85,9 @@ def ranges(network: nn.Module) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_arrays_that_do_nothing_have_the_digital_error(kind: str) -> None:
-    arrays = InferenceArrays(forward=PERFECT, noise_model=NOTHING)
+@pytest.mark.parametrize("mapping", [Mapping(), IN_PARTS], ids=["whole", "in parts"])
+def test_arrays_that_do_nothing_have_the_digital_error(kind: str, mapping: Mapping) -> None:
+    arrays = InferenceArrays(forward=PERFECT, noise_model=NOTHING, mapping=mapping)
     found = measured(lively(**KINDS[kind]), arrays=arrays)
     for age in found.ages:
         assert (age.single_error, age.vote_error, age.compensation) == (found.digital_single, found.digital_vote, 1)
@@ -147,6 +149,30 @@ def test_constant_drift_is_a_power_of_time_and_is_compensated() -> None:
             assert_near(weights, layer.to_lines(layer.weight, layer.bias).detach() * ratio)
         assert programmed.compensation == pytest.approx(1 / ratio)
     assert not read(ready), "the network is left as it is"
+
+
+def test_split_arrays_are_compensated_part_by_part() -> None:
+    network = lively(**TILED)
+    ids, x = torch.arange(7), pixels(tiny.data_set().test.images[:7], tiny.CPU)
+    arrays = InferenceArrays(forward=PERFECT, noise_model=CONSTANT_NU, mapping=IN_PARTS, weight_scaling_omega=1.0)
+    programmed = ProgrammedNetwork(on_inference_arrays(network, arrays))
+    assert all(len(one.parts) > 1 for one in matrices(programmed.network))
+    results = []
+    for seconds in TIMES:
+        programmed.age(seconds)
+        assert programmed.compensation == pytest.approx(((seconds + 20) / 20) ** 0.06)
+        for model in (network, programmed.network):
+            with torch.no_grad(), draws(model, images=ids, seed=3, draw=2):
+                results.append(model(x))
+        assert_near(results[-1], results[-2])
+
+
+def test_results_of_split_arrays_follow_from_seed_repeat_and_time_alone() -> None:
+    network, arrays = lively(**TILED), InferenceArrays(mapping=IN_PARTS)
+    found = measured(network, arrays=arrays, seed=7)
+    assert measured(network, times=TIMES[::-1], arrays=arrays, seed=7).ages[::-1] == found.ages
+    assert found.ages[-1].compensation is not None
+    assert found.ages[-1].compensation > 1.1
 
 
 def test_results_follow_from_seed_repeat_and_time_alone() -> None:

@@ -124,6 +124,21 @@ def test_arrays_of_a_preset_and_of_a_file(rapa: Run, here: Path) -> None:
     )
 
 
+def test_arrays_with_a_largest_size(rapa: Run, here: Path) -> None:
+    kind, mapping = "[noise_model]\nkind = 'PCMLike'\n", "[mapping]\nmax_input_size = 16\nmax_output_size = 3\n"
+    rows = []
+    for name, text in (("whole.toml", kind), ("split.toml", mapping + kind)):
+        (here / name).write_text(text)
+        found = rapa("evaluate", DONE, "--drift", "0,1d", *FEW, "--arrays", name, "--json").document
+        assert found["programmed_on"] == f"arrays {name}"
+        rows.append(found["drift"])
+        assert rows[-1][1]["compensation"] > 1
+    assert rows[0] != rows[1]
+    (here / "split.toml").write_text(f"preset = 'Inference'\n{mapping}weight_scaling_omega = 1.0\n")
+    outcome = rapa("evaluate", DONE, "--drift", "0", *FEW, "--arrays", "split.toml")
+    refused(outcome, 2, "mapping.weight_scaling_omega: got 1.0, but inference arrays have weight_scaling_omega of", "")
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [

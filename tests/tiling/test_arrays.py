@@ -64,6 +64,7 @@ KINDS: dict[str, AnyArrays] = {
     "perfect": pulsed(PERFECT),
     "inference": InferenceArrays(forward=BARE),
     "in a range": InferenceArrays(forward=BARE, input_range=WIDE),
+    "in parts": InferenceArrays(forward=BARE, mapping=Mapping(max_input_size=5, max_output_size=2)),
 }
 
 
@@ -220,6 +221,108 @@ def test_perfect_inference_arrays_are_ideal_ones(
     assert_learns_like(layer, ideal, images())
 
 
+PARTS = [Mapping(max_input_size=10), Mapping(max_output_size=2), Mapping(max_input_size=9, max_output_size=3)]
+
+
+@pytest.mark.parametrize("mapping", PARTS, ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"forward": PERFECT},
+        {"weight_scaling_omega": 0.7},
+        {"weight_scaling_omega": 1.0, "weight_scaling_columnwise": True},
+        {"remap": WeightRemap(type="LayerwiseSymmetric"), "forward": SCALED},
+        {"input_range": WIDE},
+    ],
+    ids=["perfect", "omega", "columns", "remapped", "in a range"],
+)
+@pytest.mark.parametrize("scheme", ["random", "none", "perforated", "image-pad"])
+def test_split_inference_arrays_are_ideal_ones(
+    path: str, mapping: Mapping, changes: dict[str, Any], scheme: str
+) -> None:
+    arrays = InferenceArrays(**{"forward": BARE, "mapping": mapping, **changes})
+    for shape in ("plain", "odd"):
+        layer, ideal = twins(arrays, scheme, **SHAPES[shape])
+        assert isinstance(layer.matrices, AwareMatrices)
+        assert len(layer.matrices.parts) > 1
+        assert_learns_like(layer, ideal, images())
+
+
+def test_matrices_that_fit_are_whole() -> None:
+    for mapping in (Mapping(), Mapping(max_input_size=28, max_output_size=5)):
+        layer = convolution(InferenceArrays(mapping=mapping, weight_scaling_omega=1.0))
+        assert isinstance(layer.matrices, AwareMatrices)
+        assert layer.matrices.parts == [layer.matrices]
+        assert "matrices.scale" in layer.state_dict()
+
+
+def test_gradients_of_split_arrays_go_straight_through_converters_and_noise() -> None:
+    mapping = Mapping(max_input_size=10, max_output_size=3)
+    layer, ideal = twins(InferenceArrays(mapping=mapping, weight_scaling_omega=1.0))
+    (found, to_x), (expected, plain_to_x) = computed(layer, images()), computed(ideal, images())
+    assert 0.01 < float((found - expected).std()) < 0.5 * float(expected.std())
+    assert_near(to_x, plain_to_x)
+    for ours, theirs in zip((layer.weight, layer.bias), (ideal.weight, ideal.bias), strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert_near(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("columnwise", [True, False])
+def test_parts_are_clipped_scaled_and_remapped_each_by_itself(columnwise: bool) -> None:
+    """Clipped to what was the largest weight of each part's line, or of the part, whose place the new one takes."""
+    arrays = InferenceArrays(
+        forward=BARE,
+        clip=WeightClip(type="FixedValue", fixed_value=1.0),
+        remap=WeightRemap(type="ChannelwiseSymmetric" if columnwise else "LayerwiseSymmetric"),
+        weight_scaling_omega=1.0,
+        weight_scaling_columnwise=columnwise,
+        mapping=Mapping(max_input_size=14, max_output_size=3),
+    )
+    layer, ideal = twins(arrays, bias=False)
+    matrices = layer.matrices
+    assert isinstance(matrices, AwareMatrices)
+    sgd, plain = AnalogSGD(layer, lr=0.02), torch.optim.SGD(ideal.parameters(), lr=0.02)
+    for step in range(3):
+        lines = layer.to_lines(ideal.weight.detach(), None)
+        bounds = torch.zeros_like(lines)
+        grid = [(rows, columns) for rows in (slice(0, 3), slice(3, 5)) for columns in (slice(0, 14), slice(14, 27))]
+        for part, (rows, columns) in zip(matrices.parts, grid, strict=True):
+            own = lines[:, rows, columns]
+            largest = own.abs().amax(2, keepdim=True) if columnwise else own.abs().amax((1, 2), keepdim=True)
+            bounds[:, rows, columns] = largest
+            assert_near(part.scale, largest[..., 0].expand(own.shape[:2]).contiguous())
+        computed(layer, images(), draw=step)
+        computed(ideal, images(), draw=step)
+        sgd.step()
+        plain.step()
+        with torch.no_grad():
+            lines = layer.to_lines(ideal.weight.detach(), None)
+            assert bool((lines.abs() > bounds).any())
+            ideal.weight.copy_(layer.from_lines(torch.maximum(torch.minimum(lines, bounds), -bounds))[0])
+        assert_alike(layer, ideal)
+        sgd.zero_grad()
+        plain.zero_grad()
+
+
+def test_parts_are_modified_in_training_only_each_by_its_own_largest_weight() -> None:
+    arrays = InferenceArrays(
+        forward=BARE,
+        modifier=WeightModifier(type="AddNormal", std_dev=0.2),
+        mapping=Mapping(max_output_size=4),
+    )
+    layer = AnalogLinear(50, 8, bias=False, arrays=arrays)
+    layer.set_weights(torch.cat([torch.full((4, 50), 0.01), torch.full((4, 50), 1.0)]), None)
+    x = torch.eye(50)
+    with draws(layer, images=torch.arange(50)):
+        assert_near(layer.eval()(x), layer.weight.T.detach())
+        off = (layer.train()(x) - layer.weight.T).detach()
+    assert float(off[:, :4].std()) == pytest.approx(0.002, rel=0.2)
+    assert float(off[:, 4:].std()) == pytest.approx(0.2, rel=0.2)
+
+
 @pytest.mark.parametrize("scheme", ["random", "none", "perforated"])
 @pytest.mark.parametrize("periphery", ["perfect", "bare"])
 def test_a_wide_input_range_changes_nothing(path: str, periphery: str, scheme: str) -> None:
@@ -231,11 +334,12 @@ def test_a_wide_input_range_changes_nothing(path: str, periphery: str, scheme: s
     assert layer.matrices.input_range.item() == 100
 
 
-def test_the_gradient_of_an_input_range(path: str) -> None:
+@pytest.mark.parametrize("mapping", [Mapping(), *PARTS], ids=str)
+def test_the_gradient_of_an_input_range(path: str, mapping: Mapping) -> None:
     """dL/dr of a convolution of clamp(x, -r, r), as autograd has it for the ideal layer; and r > 0.95 decays."""
     for decay, least in ((0.0, 0.95), (0.1, 0.0)):
         settings = InputRange(init_value=0.8, init_from_data=0, decay=decay, input_min_percentage=least)
-        layer, ideal = twins(InferenceArrays(forward=BARE, input_range=settings))
+        layer, ideal = twins(InferenceArrays(forward=BARE, input_range=settings, mapping=mapping))
         r = torch.tensor(0.8, requires_grad=True)
         x = images().requires_grad_()
         assignment = torch.randint(0, 4, (3, 42))
@@ -432,7 +536,15 @@ def test_batches_without_images_and_single_images(path: str, name: str) -> None:
     assert layer(images()[0]).shape == (5, 6, 7)
 
 
-@pytest.mark.parametrize("arrays", [pulsed(), InferenceArrays(forward=PERFECT)], ids=["pulsed", "inference"])
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        pulsed(),
+        InferenceArrays(forward=PERFECT),
+        InferenceArrays(forward=PERFECT, weight_scaling_omega=1.0, mapping=Mapping(max_input_size=10)),
+    ],
+    ids=["pulsed", "inference", "in parts"],
+)
 def test_other_types_of_numbers(arrays: AnyArrays) -> None:
     layer, ideal = twins(arrays)
     assert_learns_like(layer.double(), ideal.double(), images().double())
@@ -510,7 +622,8 @@ def test_an_input_range_around_1_serves_the_bias_too() -> None:
 
 def test_running_divisors_are_finite_and_learned_in_training_only() -> None:
     io = IOParameters(noise_management="AverageAbsMax", out_noise=0.0)
-    for arrays in (pulsed(io), InferenceArrays(forward=io)):
+    split = InferenceArrays(forward=io, mapping=Mapping(max_input_size=10))
+    for arrays in (pulsed(io), InferenceArrays(forward=io), split):
         layer = convolution(arrays)
         names = [name for name in layer.state_dict() if name.endswith("nm_average")]
         assert names
