@@ -304,3 +304,14 @@ def preset(name: str, merge: int | None = None) -> Arrays | InferenceArrays:
     if short not in PRESETS:
         raise ValueError(f"arrays: there is no preset '{name}'; {suggestion(short, [*PRESETS, *INFERENCE_PRESETS])}")
     return PRESETS[short](merge)
+
+
+def refuse_uncalled(arrays: object) -> None:
+    """Raises ValueError where the name of a preset, or its function, is given in place of the arrays that it makes."""
+    if isinstance(arrays, str):
+        raise ValueError(f"arrays: got the name '{arrays}', allowed are arrays: arrays=preset('{arrays}')")
+    name = next((name for name, function in PRESETS.items() if function is arrays), None)
+    if name is not None:
+        raise ValueError(f"arrays: got the preset {name} itself, allowed are the arrays it makes: arrays={name}()")
+    if callable(arrays):
+        raise ValueError(f"arrays: got {arrays!r} itself, allowed are the arrays it makes: call it")

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from rapa_cli.analog.presets import refuse_uncalled
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 
@@ -29,6 +30,7 @@ class AnalogLinear(ArrayLayer):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, arrays: AnyArrays) -> None:
+        refuse_uncalled(arrays)
         super().__init__(arrays)
         for name, value in (("in_features", in_features), ("out_features", out_features)):
             if not isinstance(value, int) or value < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rapa_cli.analog.presets import refuse_uncalled
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.kernels.operator import tiled_conv2d
 from rapa_cli.keyed import check_ids
@@ -60,6 +61,7 @@ class TiledConv2d(ArrayLayer):
         scheme: str = "random",
         arrays: AnyArrays | None = None,
     ) -> None:
+        refuse_uncalled(arrays)
         super().__init__(arrays)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if not isinstance(value, int) or value < 1:

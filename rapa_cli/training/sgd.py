@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rapa_cli.analog.module import PulsedMatrices
 from rapa_cli.tiling.arrays import ArrayLayer
@@ -29,6 +29,10 @@ class AnalogSGD(torch.optim.SGD):
 
     Attributes:
         without: whether momentum or weight decay was asked for that arrays do not have.
+
+    Raises:
+        TypeError: something else than a network, or than parameters.
+        ValueError: there are no parameters.
     """
 
     def __init__(
@@ -41,15 +45,25 @@ class AnalogSGD(torch.optim.SGD):
         weight_decay: float = 0.0,
         fused: bool | None = None,
     ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"network: got {type(network).__name__}, allowed is the network, whose arrays make steps; parameters "
+                "come second: AnalogSGD(network, parameters, lr=0.1)"
+            )
+        if isinstance(groups, Tensor):
+            raise TypeError("groups: got one tensor, allowed are lists of parameters, or of groups of them")
         self._pulsed = {m.pulses: m for m in network.modules() if isinstance(m, PulsedMatrices)}
         self._layers = [layer for layer in network.modules() if isinstance(layer, ArrayLayer)]
         given: list[Any] = list(network.parameters() if groups is None else groups)
-        tables: list[dict[str, Any]] = given if isinstance(given[0], dict) else [{"params": given}]
+        tables: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         settings = {"momentum": momentum, "weight_decay": weight_decay}
         parts: list[dict[str, Any]] = []
         self.without = False
         for table in tables:
-            parameters = list(table["params"])
+            parameters = [table["params"]] if isinstance(table["params"], Tensor) else list(table["params"])
+            wrong = [type(p).__name__ for p in parameters if not isinstance(p, Tensor)]
+            if wrong:
+                raise TypeError(f"groups: got {wrong[0]} among the parameters, allowed are parameters alone")
             pulses = [p for p in parameters if p in self._pulsed]
             digital = [p for p in parameters if p not in self._pulsed]
             if digital:
@@ -58,6 +72,8 @@ class AnalogSGD(torch.optim.SGD):
                 asked = {name: table.get(name, value) for name, value in settings.items()}
                 self.without |= any(asked.values())
                 parts.append({**table, "params": pulses, **dict.fromkeys(settings, 0.0)})
+        if not parts:
+            raise ValueError(f"{'network' if groups is None else 'groups'}: there are no parameters to train")
         super().__init__(parts, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
     @torch.no_grad()

@@ -178,3 +178,26 @@ def test_devices_decay_once_for_each_step_that_pulses_come_with() -> None:
     sgd.step()
     plain.step()
     assert_near(layer.weight, 0.75 * other.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ([list(nn.Linear(2, 2).parameters())], TypeError, r"^network: got list, .*AnalogSGD\(network, parameters, lr"),
+        ([nn.Linear(2, 2).parameters()], TypeError, r"^network: got generator, "),
+        ([nn.ReLU()], ValueError, r"^network: there are no parameters to train$"),
+        ([nn.Linear(2, 2), []], ValueError, r"^groups: there are no parameters to train$"),
+        ([nn.Linear(2, 2), [{"params": []}]], ValueError, r"^groups: there are no parameters to train$"),
+        ([nn.Linear(2, 2), torch.ones(2)], TypeError, r"^groups: got one tensor, "),
+        ([nn.Linear(2, 2), nn.Linear(2, 2).named_parameters()], TypeError, r"^groups: got tuple among the parameters"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(arguments: list[Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        AnalogSGD(*arguments, lr=0.1)
+
+
+def test_a_group_may_be_one_parameter() -> None:
+    model = nn.Linear(2, 2)
+    sgd = AnalogSGD(model, [{"params": model.weight}, {"params": model.bias, "lr": 0.3}], lr=0.1)
+    assert [(len(group["params"]), group["lr"]) for group in sgd.param_groups] == [(1, 0.1), (1, 0.3)]
