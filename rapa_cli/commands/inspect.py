@@ -34,8 +34,8 @@ _AT_BOUNDS = "at bounds"
 _ON_ARRAYS: dict[str, Callable[[dict[str, Any]], str]] = {
     _AT_BOUNDS: lambda row: "" if row["at_bounds"] is None else f"{100 * row['at_bounds']['fraction']:.1f} %",
 }
+# What a narrow screen does without, in this order.
 _DISPENSABLE = ("per tile", "k", "c_out")
-_WIDE = 72
 
 
 def inspect(
@@ -198,16 +198,16 @@ def _show(document: dict[str, Any]) -> None:
                 f"lowest {progress['best_test_error']:.2f} % in epoch {progress['best_epoch']} (chosen on the test set)"
             )
     screen = console.out()
-    # A narrow terminal shows fewer columns instead of cut numbers.
-    narrow = screen.is_terminal and screen.width < _WIDE
     bounded = any(row["at_bounds"] for row in document["layers"])
     headings = _COLUMNS | (_ON_ARRAYS if bounded else {})
-    columns = {heading: show for heading, show in headings.items() if not (narrow and heading in _DISPENSABLE)}
+    columns = _fitting(
+        {name: [show(row) for row in document["layers"]] for name, show in headings.items()}, screen.width
+    )
     table = Table()
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
-    for row in document["layers"]:
-        table.add_row(*(show(row) for show in columns.values()))
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     screen.print(table)
     console.show("n_p: patches of an image; k: weights of a filter\nS: mean correlation of filters between tiles")
     if bounded:
@@ -216,3 +216,13 @@ def _show(document: dict[str, Any]) -> None:
             console.show(f"  {row['name']}  {_ON_ARRAYS[_AT_BOUNDS](row)}")
     for key, value in document["provenance"].items():
         console.show(f"{key.replace('_', ' ')}: {value}")
+
+
+def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:
+    """The columns that fit a screen, so that it shows fewer of them instead of cut ones."""
+    left = dict(columns)
+    for heading in _DISPENSABLE:
+        # A rule and two spaces belong to each column, and one rule to the table.
+        if sum(max(map(len, (name, *cells))) + 3 for name, cells in left.items()) + 1 > width:
+            del left[heading]
+    return left

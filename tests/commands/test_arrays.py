@@ -14,6 +14,7 @@ import rapa_cli
 from rapa_cli import checkpoint, runs
 from rapa_cli.analog.presets import preset
 from rapa_cli.analysis.evaluation import evaluate
+from rapa_cli.commands import inspect
 from rapa_cli.tiling.arrays import ArrayLayer
 from tests.commands.conftest import TRAIN, Run, refused
 from tests.training import tiny
@@ -180,3 +181,24 @@ def test_metrics_and_manifest_name_the_arrays(rapa: Run, trained: str) -> None:
     manifest = json.loads((Path(trained) / "run.json").read_text(encoding="utf-8"))
     assert manifest["network"]["arrays"]["preset"] == "ReRamES"
     assert re.search(r"--arrays own\.toml", manifest["provenance"]["command"])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [64, 80, 120])
+def test_inspect_cuts_no_heading(
+    rapa: Run, trained: str, monkeypatch: pytest.MonkeyPatch, width: int, *, terminal: bool
+) -> None:
+    """On arrays there is a column more, and layers of real networks have many parameters."""
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = inspect.convolution_rows
+    large = {"n_p": 50_176, "patches_per_tile": 50_176, "k": 11_520, "c_out": 512, "parameters": 1_234_567_890}
+    monkeypatch.setattr(inspect, "convolution_rows", lambda network: [{**row, **large} for row in rows(network)])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", rapa("inspect", trained).out)
+    table = [line for line in text.splitlines() if line[:1] in "┏┃┡│└"]
+    headings = [cell.strip() for cell in table[1].strip("┃").split("┃")]
+    dispensable = {120: ["per tile", "k", "c_out"], 80: ["k", "c_out"], 64: []}[width]
+    assert headings == ["layer", "tiles", "n_p", *dispensable, "parameters", "S", "at bounds"]
+    assert "…" not in text
+    assert all(len(line) <= width for line in table)
