@@ -308,8 +308,11 @@ def preset(name: str, merge: int | None = None) -> Arrays | InferenceArrays:
 
 def refuse_uncalled(arrays: object) -> None:
     """Raises ValueError where the name of a preset, or its function, is given in place of the arrays that it makes."""
-    if isinstance(arrays, str):
-        raise ValueError(f"arrays: got the name '{arrays}', allowed are arrays: arrays=preset('{arrays}')")
+    if isinstance(arrays, str) and arrays.removesuffix("Preset") in (*PRESETS, *INFERENCE_PRESETS):
+        raise ValueError(
+            f"arrays: got '{arrays}', allowed are None (ideal arrays), Arrays and InferenceArrays; "
+            f"those of the preset: arrays=preset('{arrays}')"
+        )
     name = next((name for name, function in PRESETS.items() if function is arrays), None)
     if name is not None:
         raise ValueError(f"arrays: got the preset {name} itself, allowed are the arrays it makes: arrays={name}()")

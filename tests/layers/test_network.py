@@ -423,7 +423,7 @@ def test_devices_of_layers_are_independent() -> None:
         ("nothing", "arrays: there is no preset 'nothing'", "`rapa inspect --presets` lists all"),
         ({"preset": "ideal", "merge": 0}, "arrays: preset 'ideal' has no parameters", "`rapa inspect --presets`"),
         ({"merge": 0}, "arrays: 'device' is missing", "see `rapa inspect NAME`"),
-        ({"modifier": {"type": "AddNorml"}}, "arrays: modifier.type: ", "see `rapa inspect NAME`"),
+        ({"modifier": {"type": "AddNorml"}}, "arrays: modifier.type: ", "did you mean 'AddNormal'?"),
         ({"preset": "EcRam", "updat": {}}, "arrays: unknown key 'updat'", "did you mean 'update'?"),
         ({"preset": "EcRam", "device": {"kind": "LinerStep"}}, "device.kind: ", "did you mean 'LinearStep'?"),
         (
