@@ -6,7 +6,6 @@ and r the input range; what parts of a split matrix answer is summed digitally.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -109,7 +108,7 @@ class MappedBank:
         if tuple(weights.shape) != shape:
             raise ValueError(f"weights: got shape {tuple(weights.shape)}, allowed is {shape}")
         weights = weights.detach()
-        parts = [part for row in _split(weights, self.out_sizes, 1) for part in _split(row, self.in_sizes, 2)]
+        parts = [part for row in torch.split(weights, self.out_sizes, 1) for part in torch.split(row, self.in_sizes, 2)]
         omega = self.mapping.weight_scaling_omega
         for part, bank, scale in zip(parts, self.banks, self.scales, strict=True):
             if omega > 0:
@@ -124,7 +123,7 @@ class MappedBank:
         """Reads y = W x for each vector: x (N, in) in the order of tiles, `sizes` vectors of each."""
         x, bound = x.detach(), float(self.input_range)
         inside = x.abs() <= bound if bound > 0 else torch.ones_like(x, dtype=torch.bool)
-        inputs = _split(x.clamp(-bound, bound) / bound if bound > 0 else x, self.in_sizes, 1)
+        inputs = torch.split(x.clamp(-bound, bound) / bound if bound > 0 else x, self.in_sizes, 1)
         readings = [
             bank.forward(inputs[p % len(inputs)], sizes, generator, noise=noise) for p, bank in enumerate(self.banks)
         ]
@@ -144,7 +143,7 @@ class MappedBank:
         noise: bool = True,
     ) -> Tensor:
         """Reads dL/dx: d (N, out) in the order of tiles; inputs outside the range have gradient 0."""
-        outputs = _split(d.detach(), self.out_sizes, 1)
+        outputs = torch.split(d.detach(), self.out_sizes, 1)
         columns = len(self.in_sizes)
         sums: list[Tensor | None] = [None] * columns
         for p, bank in enumerate(self.banks):
@@ -161,8 +160,8 @@ class MappedBank:
         With an input range r, y = r alpha W clamp(x) / r, so that the change of W is for clamp(x).
         """
         bound = float(self.input_range)
-        inputs = _split(x.detach().clamp(-bound, bound) if bound > 0 else x.detach(), self.in_sizes, 1)
-        outputs = _split(d.detach(), self.out_sizes, 1)
+        inputs = torch.split(x.detach().clamp(-bound, bound) if bound > 0 else x.detach(), self.in_sizes, 1)
+        outputs = torch.split(d.detach(), self.out_sizes, 1)
         for p, bank in enumerate(self.banks):
             row, column = divmod(p, len(self.in_sizes))
             bank.update(inputs[column], self._scaled(p, outputs[row], sizes, inverse=True), sizes, lr, generator)
@@ -195,9 +194,3 @@ class MappedBank:
             return values
         scale = 1 / self.scales[p] if inverse else self.scales[p]
         return values * scale.repeat_interleave(torch.tensor(sizes, device=scale.device), 0)
-
-
-def _split(values: Tensor, sizes: Sequence[int], dim: int) -> list[Tensor]:
-    """Neighbouring parts of these sizes."""
-    ends = itertools.accumulate(sizes)
-    return [values.narrow(dim, end - size, size) for end, size in zip(ends, sizes, strict=True)]

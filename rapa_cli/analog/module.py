@@ -23,6 +23,7 @@ from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.mapping import MappedBank, MappedReading, equal_split
 from rapa_cli.analog.merged import Chunk
 from rapa_cli.analog.modifiers import ClipType, RemapType
+from rapa_cli.analog.noise import any_generator
 from rapa_cli.analog.parameters import BoundManagement, IOParameters, NoiseManagement
 from rapa_cli.analog.passes import NoiseKey, supports, supports_update
 from rapa_cli.analog.periphery import Periphery, product
@@ -150,7 +151,7 @@ class PulsedMatrices(nn.Module):
         self._counted = 0
         self._waiting: list[_Update] = []
         self._watched: nn.Parameter | None = None
-        self.draw(generator or _any_generator())
+        self.draw(generator or any_generator())
 
     def draw(self, generator: torch.Generator) -> None:
         """Puts new devices in the place of the old ones; their weights are 0."""
@@ -408,7 +409,7 @@ class AwareMatrices(AwareArray):
             state = arrays.input_range.draw()
             self.input_range = nn.Parameter(state["input_range"])
             self.register_buffer("batches", state["batches"])
-        self.draw(generator or _any_generator())
+        self.draw(generator or any_generator())
 
     @property
     def parts(self) -> list[AwareArray]:
@@ -627,10 +628,6 @@ def _averages(state: Mapping[str, Tensor], *, learned: bool) -> Iterator[None]:
     yield
     for name, values in zip(names, before, strict=True):
         state[name].copy_(values)
-
-
-def _any_generator() -> torch.Generator:
-    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,11 @@ def poisson(rates: Tensor, generator: torch.Generator) -> Tensor:
     return torch.poisson(rates.to(generator.device), generator=generator).to(rates.device)
 
 
+def any_generator() -> torch.Generator:
+    """A generator that is seeded by torch's global one."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
 def drawn(shape: Sequence[int], mean: float, spread: float, generator: torch.Generator, device: torch.device) -> Tensor:
     """Makes mean + spread xi for each element, float32; nothing is drawn where the spread is 0."""
     values = torch.full(tuple(shape), mean, dtype=torch.float32, device=device)

@@ -335,23 +335,11 @@ def _moved(
 def _on_arrays(layer: nn.Module, arrays: InferenceArrays, seed: int, number: int, *, known: bool) -> ArrayLayer:
     """A layer like another one, with the weights that it shows, on new arrays."""
     new: ArrayLayer
+    assert isinstance(layer, (TiledConv2d, nn.Linear, AnalogLinear))
+    weight, bias = layer.weight.detach(), layer.bias
     if isinstance(layer, TiledConv2d):
-        weight, bias = layer.weight.detach(), layer.bias
-        new = TiledConv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            bias is not None,
-            tiles=layer.tiles,
-            scheme=layer.scheme,
-            arrays=arrays,
-        )
+        new = layer.another(arrays)
     else:
-        assert isinstance(layer, (nn.Linear, AnalogLinear))
-        weight, bias = layer.weight.detach(), layer.bias
         new = AnalogLinear(layer.in_features, layer.out_features, bias is not None, arrays=arrays)
     matrices = new.matrices
     assert isinstance(matrices, AwareMatrices)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.module import AwareMatrices, Call, PulsedMatrices
+from rapa_cli.analog.noise import any_generator
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import KeyedLayer
 
@@ -73,7 +74,7 @@ class ArrayLayer(KeyedLayer, abc.ABC):
         of_weight, of_bias = self._like
         bound = 1 / math.sqrt(self.fan_in)
         if self.matrices is not None:
-            generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            generator = generator or any_generator()
         # Drawn in the order of the shape, whatever the order in memory, and first, so that all arrays start alike.
         weight = torch.empty(of_weight).uniform_(-bound, bound, generator=generator)
         bias = None if of_bias is None else torch.empty(of_bias).uniform_(-bound, bound, generator=generator)

@@ -87,6 +87,21 @@ class TiledConv2d(ArrayLayer):
         in_memory = torch.empty(matrices, *self.kernel_size, in_channels, out_channels)
         self.lay_out(in_memory.permute(0, 4, 3, 1, 2), torch.empty(matrices, out_channels) if bias else None)
 
+    def another(self, arrays: AnyArrays | None) -> TiledConv2d:
+        """A new layer of the same sizes, tiles and scheme on such arrays, with weights and a seed of its own."""
+        return TiledConv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.bias is not None,
+            tiles=self.tiles,
+            scheme=self.scheme,
+            arrays=arrays,
+        )
+
     @property
     def fan_in(self) -> int:
         """The paper's k, weights of a filter."""

@@ -117,18 +117,7 @@ def _tiled(name: str, layer: nn.Conv2d, tiles: int, scheme: str, arrays: AnyArra
 
 
 def _on_arrays(layer: TiledConv2d, arrays: AnyArrays) -> TiledConv2d:
-    tiled = TiledConv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.bias is not None,
-        tiles=layer.tiles,
-        scheme=layer.scheme,
-        arrays=arrays,
-    )
+    tiled = layer.another(arrays)
     # Which patches a fixed tile has is of the layer's own seed.
     tiled.seed.copy_(layer.seed)
     tiled.calls.copy_(layer.calls)
