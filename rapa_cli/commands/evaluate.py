@@ -16,6 +16,7 @@ from rapa_cli.errors import ConfigError
 if TYPE_CHECKING:
     from rapa_cli.analog.aware import InferenceArrays
     from rapa_cli.analysis.drift import Drift
+    from rapa_cli.attacks.confidence import Confidence
     from rapa_cli.commands.session import Subject
 
 _REPEATS, _DRAWS = 3, 5
@@ -60,6 +61,15 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", show_default=False, help="With --drift: folder for drift.png, .svg and .csv."),
     ] = None,
+    sureness: Annotated[
+        str | None,
+        typer.Option(
+            "--confidence",
+            metavar="LIST",
+            show_default=False,
+            help="Also show how sure the network is, without noise and under FGSM at these SNR in dB, as in 33.",
+        ),
+    ] = None,
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -74,9 +84,11 @@ def evaluate(
     if drift is None and given:
         raise ConfigError(f"{' and '.join(given)} cannot go without --drift", hint="give times too: --drift 0,1h,1d,1y")
     times = [] if drift is None else options.parse_times(drift, "--drift")
+    ratios = [] if sureness is None else options.parse_levels(sureness, "--confidence")
     from rapa_cli.analysis.drift import drift as programmed
     from rapa_cli.analysis.drift import passes
     from rapa_cli.analysis.evaluation import evaluate as measure
+    from rapa_cli.attacks.confidence import confidence
     from rapa_cli.commands.session import arrays_line, counting, labelled, open_data, subject
 
     wanted = None if arrays is None else _inference_arrays(arrays)
@@ -92,8 +104,8 @@ def evaluate(
         noise=noise,
     )
     repeats = repeats or _REPEATS
-    total = len(chosen.images) * (1 + (passes(times, repeats) if times else 0))
-    found = None
+    total = len(chosen.images) * (1 + (passes(times, repeats) if times else 0) + (sureness is not None))
+    found, sure = None, []
     with counting("evaluating", total) as count:
         if times:
             found = programmed(
@@ -111,6 +123,16 @@ def evaluate(
                 on_batch=count,
             )
         result = measure(chosen.network, chosen.images, chosen.labels, seed=seed, batch_size=batch_size, on_batch=count)
+        if sureness is not None:
+            sure = confidence(
+                chosen.network,
+                chosen.images,
+                chosen.labels,
+                ratios,
+                seed=seed,
+                batch_size=batch_size,
+                on_batch=count,
+            )
     document = {
         "checkpoint": chosen.path,
         "chosen": chosen.chosen or None,
@@ -125,6 +147,8 @@ def evaluate(
         "seed": seed,
         **chosen.arrays,
     }
+    if sureness is not None:
+        document["confidence"] = [_sure(each) for each in sure]
     name = _name(chosen, arrays)
     if found is not None:
         document |= _document(found, name)
@@ -139,10 +163,34 @@ def evaluate(
         f"{result.wrong} of {result.images} images of {chosen.data} wrong, one draw, seed {seed}\n"
         f"checkpoint {labelled(chosen.path)}{arrays_line(chosen.arrays)}"
     )
+    if sure:
+        _show_sureness(sure)
     if found is not None:
         _show(found, name)
         for path in document.get("files", []):
             console.show(f"wrote {path}")
+
+
+def _sure(found: Confidence) -> dict[str, Any]:
+    return {
+        "snr_db": found.snr_db,
+        "error": 100 * float((~found.right).double().mean()),
+        "mean": found.mean,
+        "over_90": found.over_90,
+        "mean_wrong": found.mean_wrong,
+        "se_wrong": found.se_wrong,
+        "histogram": found.histogram,
+    }
+
+
+def _show_sureness(found: list[Confidence]) -> None:
+    """The highest probabilities, a line for each strength."""
+    rows = ["", f"{'highest probability':<20}{'mean, %':>9}{'above 0.9, %':>14}{'mean of wrong images, %':>25}"]
+    for each in found:
+        under = "without noise" if each.snr_db is None else f"FGSM at {each.snr_db:g} dB"
+        wrong = "-" if each.mean_wrong is None else f"{each.mean_wrong:.1f}"
+        rows.append(f"{under:<20}{each.mean:>9.1f}{each.over_90:>14.1f}{wrong:>25}")
+    console.show("\n".join(rows))
 
 
 def _inference_arrays(name: str) -> InferenceArrays:

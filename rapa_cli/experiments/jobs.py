@@ -1,0 +1,178 @@
+"""Jobs: command lines of `rapa` whose results are files, so that each can be repeated by hand, anywhere, at any time.
+
+The folder of experiments is shared by all of them, so that a network which two of them need is trained once:
+
+runs/NAME       what a training leaves
+results/NAME    what a job has found, with its command line: a job whose result is there is done
+logs/NAME       what a job said while it ran
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rapa_cli.errors import FileError
+from rapa_cli.files import make_folder, write_text
+from rapa_cli.runs import MANIFEST, read_metrics
+
+RUNS, RESULTS, LOGS = "runs", "results", "logs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line of `rapa`, in the folder of experiments.
+
+    Attributes:
+        words: what stands after `rapa`, without what depends on the machine: threads, device, places of data.
+        label: what it does, for people and in its name.
+        needs: jobs whose results its words speak of.
+    """
+
+    words: tuple[str, ...]
+    label: str
+    needs: tuple[Job, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def name(self) -> str:
+        """A name that no other job has: the label, and a digest of the words."""
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{self.words[0]} {self.label}".lower()).strip("-")
+        digest = hashlib.sha256(json.dumps(self.words).encode()).hexdigest()[:8]
+        return f"{slug}-{digest}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether it leaves a run folder."""
+        return self.words[0] == "train"
+
+    @property
+    def run(self) -> str:
+        """The run folder of a training, as other jobs' words name it."""
+        return f"{RUNS}/{self.name}"
+
+    def option(self, name: str) -> str | None:
+        """What stands after an option among the words."""
+        places = [number for number, word in enumerate(self.words[:-1]) if word == name]
+        return self.words[places[-1] + 1] if places else None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job has ended.
+
+    Attributes:
+        code: the exit code.
+        seconds: it took.
+        document: what it printed, where it is done.
+        message: the error where it is not.
+    """
+
+    code: int
+    seconds: float
+    document: dict[str, Any] | None = None
+    message: str = ""
+
+
+class Folder:
+    """The folder of experiments."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def make(self) -> None:
+        """Makes the folder and those in it.
+
+        Raises:
+            FileError: it cannot be made.
+        """
+        for name in (RUNS, RESULTS, LOGS):
+            make_folder(self.path / name)
+
+    def log(self, job: Job) -> Path:
+        """Where a job says what it does."""
+        return self.path / LOGS / f"{job.name}.log"
+
+    def command(self, job: Job) -> tuple[str, ...]:
+        """The words that do a job from where it is, in this folder."""
+        if not job.trains:
+            return job.words
+        if (self.path / job.run / MANIFEST).exists():
+            return ("train", "--resume", job.run)
+        return (*job.words, "--out", job.run)
+
+    def result(self, job: Job) -> dict[str, Any] | None:
+        """What a job has found; None while it is not done.
+
+        Raises:
+            FileError: its result is damaged.
+        """
+        path = self.path / RESULTS / f"{job.name}.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))["document"]
+            if not isinstance(document, dict):
+                raise TypeError("there is no document in it")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise FileError(f"{path} cannot be read: {error}", hint="delete it, and the job is done again") from None
+        return document
+
+    def keep(self, job: Job, ended: Ended) -> None:
+        """Writes what a job has found.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        document = {
+            "command": shlex.join(["rapa", *job.words]),
+            "seconds": ended.seconds,
+            "document": ended.document,
+        }
+        write_text(self.path / RESULTS / f"{job.name}.json", json.dumps(document, indent=2) + "\n")
+
+    def share_done(self, job: Job) -> float:
+        """The part of a training's epochs that are done, from 0 to 1; 0 for other jobs."""
+        epochs = job.option("--epochs")
+        if not job.trains or epochs is None:
+            return 0.0
+        try:
+            return len(read_metrics(self.path / job.run)) / max(int(epochs), 1)
+        except FileError:
+            return 0.0
+
+
+def with_needs(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs with all that they need, each once, what is needed first."""
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        for needed in job.needs:
+            add(needed)
+        found.setdefault(job.name, job)
+
+    for job in jobs:
+        add(job)
+    return list(found.values())
+
+
+class Results(Mapping[Job, dict[str, Any]]):
+    """What the jobs that are done have found."""
+
+    def __init__(self, folder: Folder, jobs: Iterable[Job]) -> None:
+        self._found = {job: found for job in with_needs(jobs) if (found := folder.result(job)) is not None}
+
+    def __getitem__(self, job: Job) -> dict[str, Any]:
+        return self._found[job]
+
+    def __iter__(self) -> Any:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)

@@ -1,0 +1,131 @@
+"""Running a plan: each job once what it needs is done, several at a time, whatever becomes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rapa_cli.experiments.jobs import Ended, Folder, Job, with_needs
+from rapa_cli.training.stopping import StopRequest
+
+# How often progress is looked at while jobs run.
+_REFRESH_SECONDS = 0.5
+
+
+class Engine(Protocol):
+    """Where jobs run.
+
+    Attributes:
+        slots: jobs at a time.
+    """
+
+    slots: int
+
+    def execute(self, job: Job) -> Ended:
+        """Does a job and waits for it; called in a thread of its own."""
+
+    def stop(self) -> None:
+        """Asks all jobs that run to save and end; no other begins."""
+
+
+class Watcher(Protocol):
+    """Who is told how a plan goes."""
+
+    def begun(self, job: Job) -> None:
+        """When a job starts."""
+
+    def ended(self, job: Job, ended: Ended) -> None:
+        """When a job has ended, well or not."""
+
+    def tick(self, running: Sequence[Job]) -> None:
+        """Now and then while jobs run."""
+
+
+@dataclass
+class Outcome:
+    """What became of a plan.
+
+    Attributes:
+        done: jobs that were done by this call.
+        failed: jobs that failed, with how they ended.
+        skipped: jobs that were not begun, since one that they need has failed.
+    """
+
+    done: list[Job] = field(default_factory=list)
+    failed: dict[Job, Ended] = field(default_factory=dict)
+    skipped: list[Job] = field(default_factory=list)
+
+
+def left(folder: Folder, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with all that they need that are not done yet, what is needed first.
+
+    Raises:
+        FileError: a result is damaged.
+    """
+    return [job for job in with_needs(jobs) if folder.result(job) is None]
+
+
+def run(folder: Folder, jobs: Sequence[Job], engine: Engine, watcher: Watcher, stop: StopRequest) -> Outcome:
+    """Does what is left of a plan.
+
+    Args:
+        folder: of the experiments.
+        jobs: the plan; what they need is done as well.
+        engine: where.
+        watcher: who is told.
+        stop: asked now and then.
+
+    Raises:
+        Interrupted: a signal came; trainings have saved where they are.
+        FileError: a result is damaged or cannot be written.
+    """
+    folder.make()
+    waiting, outcome = left(folder, jobs), Outcome()
+    unfinished = {job.name for job in waiting}
+    running: dict[Future[Ended], Job] = {}
+    with ThreadPoolExecutor(max_workers=engine.slots) as threads:
+        try:
+            while waiting or running:
+                stop.check()
+                for job in _ready(waiting, unfinished, engine.slots - len(running)):
+                    waiting.remove(job)
+                    watcher.begun(job)
+                    running[threads.submit(engine.execute, job)] = job
+                finished, _ = wait(running, _REFRESH_SECONDS, FIRST_COMPLETED)
+                for future in finished:
+                    job, ended = running.pop(future), future.result()
+                    if ended.code == 0:
+                        folder.keep(job, ended)
+                        unfinished.discard(job.name)
+                        outcome.done.append(job)
+                    else:
+                        outcome.failed[job] = ended
+                        hopeless = _dependents(job, waiting)
+                        outcome.skipped += hopeless
+                        waiting = [other for other in waiting if other not in hopeless]
+                    watcher.ended(job, ended)
+                watcher.tick(list(running.values()))
+        except BaseException:
+            # Trainings save where they are; the end of the pool waits for them.
+            engine.stop()
+            raise
+    return outcome
+
+
+def _ready(waiting: list[Job], unfinished: set[str], room: int) -> list[Job]:
+    """The first jobs that may begin."""
+    return [job for job in waiting if not any(need.name in unfinished for need in job.needs)][: max(room, 0)]
+
+
+def _dependents(job: Job, waiting: list[Job]) -> list[Job]:
+    """The jobs that need it, directly or not."""
+    lost = {job.name}
+    found = []
+    # What is needed comes first, so that one pass finds all.
+    for other in waiting:
+        if any(need.name in lost for need in other.needs):
+            lost.add(other.name)
+            found.append(other)
+    return found

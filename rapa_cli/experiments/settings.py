@@ -1,0 +1,122 @@
+"""How far experiments are scaled down, and the trainings and tests that they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapa_cli.config import Recipe
+from rapa_cli.experiments.jobs import Job
+
+PAPER_RECIPE = "paper"
+SCHEMES = ("none", "perforated", "enlarged", "random-fixed", "random", "image-overlap", "image-pad", "alternate")
+POOLS = ("max", "average", "mixed", "stochastic")
+TILES = (16, 4, 1)
+LARGE = (128, 32, 8)
+VOTES, LARGE_VOTES = 5, 9
+SNR = "60,50,45,40,36,33,30,25,20"
+HUMAN_SNR = "33"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run.
+
+    Attributes:
+        epochs: of each training; None are those of the recipe.
+        seeds: trainings of each network, with the seeds 0, 1, ...
+        data: data sets of table 1; the other experiments take the first.
+        images: test images of votes, reductions and attacks; None are all.
+        recipe: of all trainings, or `paper` for the two of the paper.
+        changes: `--set` settings for all trainings.
+        schemes: rows of table 1.
+        pools: rows of table 2, and of figure 3.
+        tiles: tiles of the first layer in the experiment `tiles`.
+    """
+
+    epochs: int | None = None
+    seeds: int = 3
+    data: tuple[str, ...] = ("cifar10", "svhn", "cifar100")
+    images: int | None = None
+    recipe: str = PAPER_RECIPE
+    changes: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = SCHEMES
+    pools: tuple[str, ...] = POOLS
+    tiles: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
+
+    def train(
+        self,
+        scheme: str,
+        *,
+        seed: int,
+        tiles: tuple[int, ...] = TILES,
+        pool: str = "max",
+        data: str | None = None,
+        votes: int = 1,
+    ) -> Job:
+        """The training of a network.
+
+        Args:
+            scheme: a tiling scheme, or `enlarged` for the untiled network with as many weights as the tiled one has.
+            seed: of the run.
+            tiles: of its convolutions; one each where it is not tiled.
+            pool: its method of pooling.
+            data: the data set; the first one when left out.
+            votes: draws that vote on the test images after each epoch.
+        """
+        network, scheme = ("enlarged", "none") if scheme == "enlarged" else ("full", scheme)
+        tiles = (1, 1, 1) if scheme == "none" else tiles
+        data = data or self.data[0]
+        name = self.recipe_of(scheme)
+        counts = ",".join(map(str, tiles))
+        words = ("train", "--network", network, "--data", data, "--scheme", scheme, "--tiles", counts, "--pool", pool)
+        words += ("--recipe", name, "--epochs", str(self.recipe_for(scheme).epochs), "--seed", str(seed))
+        for change in (*self.changes, *([f"test_votes={votes}"] if votes > 1 else [])):
+            words += ("--set", change)
+        tiling = "none" if scheme == "none" else f"{scheme} {counts}"
+        return Job(words, f"{network} {tiling} {pool} {data} seed {seed}")
+
+    def recipe_of(self, scheme: str) -> str:
+        """The name of the recipe for a scheme."""
+        if self.recipe != PAPER_RECIPE:
+            return self.recipe
+        return "paper-none" if scheme == "none" else "paper-tiled"
+
+    def recipe_for(self, scheme: str) -> Recipe:
+        """The recipe for a scheme, with the changes and the epochs asked for.
+
+        Raises:
+            ConfigError: it or a change is wrong.
+            FileError: there is none of this name.
+        """
+        from rapa_cli.config import load_network, load_recipe, override
+
+        recipe = load_recipe(self.recipe_of(scheme), scheme)
+        changes = [change for change in self.changes if not change.startswith("network.")]
+        recipe = override(load_network("full"), recipe, changes)[1]
+        return recipe if self.epochs is None else recipe.model_copy(update={"epochs": self.epochs})
+
+    def vote(self, run: Job, votes: int = VOTES) -> Job:
+        """A vote of several draws on a trained network."""
+        return self._tested("vote", run, f"of {votes}", "-n", str(votes))
+
+    def reduce(self, run: Job, by: str = "norm") -> Job:
+        """The reduction of a trained network."""
+        return self._tested("reduce", run, f"by {by}", "--by", by)
+
+    def attack(self, run: Job, snr: str = SNR, *, baseline: Job | None = None) -> Job:
+        """FGSM on a trained network, with a gradient on one draw and the score on another."""
+        against = () if baseline is None else ("--baseline", baseline.run)
+        job = self._tested("attack", run, f"at {snr}" if "," not in snr else "sweep", "--snr", snr, *against)
+        return job if baseline is None else Job(job.words, job.label, (*job.needs, baseline))
+
+    def confidence(self, run: Job, snr: str = HUMAN_SNR) -> Job:
+        """The distribution of the highest probability, clean and under FGSM."""
+        return self._tested("evaluate", run, "confidence", "--confidence", snr)
+
+    def inspect(self, run: Job) -> Job:
+        """Counts of a trained network and the similarity of its tiles."""
+        return Job(("inspect", run.run), run.label, (run,))
+
+    def _tested(self, command: str, run: Job, how: str, *options: str) -> Job:
+        images = () if self.images is None else ("--images", str(self.images))
+        return Job((command, run.run, *options, *images), f"{how} {run.label}", (run,))

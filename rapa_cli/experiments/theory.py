@@ -1,0 +1,38 @@
+"""Section 4: the implicit regularizer, in logistic regressions with ever more tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rapa_cli.experiments.jobs import Job
+from rapa_cli.experiments.measures import Measure
+from rapa_cli.experiments.settings import Settings
+
+Found = Mapping[Job, dict[str, Any]]
+
+_MEASURES = {
+    "regularizer": "R, Monte Carlo",
+    "approximation": "R, second order",
+    "variance": "variance of weights across tiles",
+    "train_loss": "train loss, mean over draws",
+    "test_error": "test error, mean over draws (%)",
+    "gap": "test loss minus train loss",
+}
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """One job does the whole study."""
+    return [Job(("regularizer", "--data", settings.data[0], "--seeds", str(settings.seeds)), settings.data[0])]
+
+
+def measures(settings: Settings, found: Found) -> list[Measure]:
+    """R, its approximation, the variance across tiles and over-fitting, against the number of tiles."""
+    document = found.get(jobs(settings)[0])
+    rows = [] if document is None else document["rows"]
+    return [
+        Measure("regularizer", f"{row['tiles']} tiles", "logistic regression", name, tuple(row[key]))
+        for row in rows
+        for key, name in _MEASURES.items()
+        if key in row
+    ]
