@@ -127,6 +127,7 @@ class Recipe(Frozen):
         warmup_epochs: epochs at the beginning with a lower rate.
         warmup_factor: what the rate is multiplied by in them.
         mirror: whether images are mirrored with probability 1/2.
+        test_votes: draws that vote on the test images after each epoch; 1 is a single draw and no vote.
         brightness: b, each training image's pixels are multiplied by a number uniform in [1 - b, 1 + b].
     """
 
@@ -144,6 +145,7 @@ class Recipe(Frozen):
     warmup_epochs: int = Field(0, ge=0)
     warmup_factor: float = Field(0.02, gt=0, le=1)
     mirror: bool = True
+    test_votes: int = Field(1, ge=1, le=1000)
     brightness: float = Field(0.0, ge=0, lt=1)
 
 

@@ -103,7 +103,10 @@ def pooled(values: Sequence[float], margins: Sequence[float]) -> Estimate | None
 
 
 def nearest(estimates: Sequence[Estimate | None], *, above: bool) -> Estimate | None:
-    """The one that decides a claim about all of them: the least for `above`, else the greatest; None if one is not known."""
+    """The one that decides a claim about all of them: the least for `above`, else the greatest.
+
+    None where one of them is not known.
+    """
     known = [each for each in estimates if each is not None]
     if not known or len(known) < len(estimates):
         return None

@@ -116,7 +116,7 @@ def _estimate(job: Job, run: Job, speed: _Speed, data: _Data) -> Estimate:
 
 def _speed(job: Job, data: _Data, device: torch.device) -> _Speed:
     definition, recipe = _network(job, data), _recipe(job)
-    ones = (1.0,) * data.shape[0]
+    ones = torch.ones(data.shape[0])
     statistics = Statistics(ones, ones, torch.zeros(data.shape))
     network = build(definition, data.shape, data.classes, seed=0, statistics=statistics).to(device)
     sgd = optimizer(network, recipe)

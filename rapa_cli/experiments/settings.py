@@ -68,7 +68,19 @@ class Settings:
         data = data or self.data[0]
         name = self.recipe_of(scheme)
         counts = ",".join(map(str, tiles))
-        words = ("train", "--network", network, "--data", data, "--scheme", scheme, "--tiles", counts, "--pool", pool)
+        words: tuple[str, ...] = (
+            "train",
+            "--network",
+            network,
+            "--data",
+            data,
+            "--scheme",
+            scheme,
+            "--tiles",
+            counts,
+            "--pool",
+            pool,
+        )
         words += ("--recipe", name, "--epochs", str(self.recipe_for(scheme).epochs), "--seed", str(seed))
         for change in (*self.changes, *([f"test_votes={votes}"] if votes > 1 else [])):
             words += ("--set", change)

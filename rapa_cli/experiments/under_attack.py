@@ -1,4 +1,4 @@
-"""Figure 4: accuracy under FGSM, without tiles, with (16, 4, 1) and with (128, 32, 8), and how sure the networks are."""
+"""Figure 4: accuracy under FGSM without tiles, with (16, 4, 1) and with (128, 32, 8), and how sure networks are."""
 
 from __future__ import annotations
 
