@@ -21,7 +21,20 @@ from typing import Annotated, Any
 import typer
 
 from rapa_cli import __version__
-from rapa_cli.commands import attack, bench, data, demo, doctor, evaluate, inspect, reduce, session, train, vote
+from rapa_cli.commands import (
+    attack,
+    bench,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    inspect,
+    reduce,
+    reproduce,
+    session,
+    train,
+    vote,
+)
 from rapa_cli.errors import FileError, Interrupted, RapaError, suggestion
 
 INTERRUPTED = 130
@@ -62,6 +75,7 @@ for _command in (
     attack.attack,
     bench.bench,
     reduce.reduce,
+    reproduce.reproduce,
     inspect.inspect,
     doctor.doctor,
     demo.demo,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,11 +21,13 @@ class VoteResult:
         images: how many were classified.
         single_wrong: wrong images of each draw.
         vote_wrong: wrong images of the vote.
+        gain_squares: sum over the images of (wrong draws - draws, if the vote is wrong)^2.
     """
 
     images: int
     single_wrong: tuple[int, ...]
     vote_wrong: int
+    gain_squares: int
 
     @property
     def single_error(self) -> float:
@@ -35,6 +38,17 @@ class VoteResult:
     def vote_error(self) -> float:
         """Error of the vote, percent."""
         return 100 * self.vote_wrong / self.images
+
+    @property
+    def gain(self) -> float:
+        """By how much the vote's error is below that of a single draw, points."""
+        return self.single_error - self.vote_error
+
+    @property
+    def gain_se(self) -> float:
+        """Standard error of the gain over the images, each of which both have classified, points."""
+        square = self.gain_squares / len(self.single_wrong) ** 2 / self.images
+        return 100 * math.sqrt(max(square - (self.gain / 100) ** 2, 0) / self.images)
 
     @property
     def vote_ci95(self) -> tuple[float, float]:
@@ -91,14 +105,17 @@ def vote_error(
     device = next(model.parameters()).device
     single_wrong = torch.zeros(n, dtype=torch.int64, device=device)
     vote_wrong = torch.zeros((), dtype=torch.int64, device=device)
+    gain_squares = torch.zeros((), dtype=torch.int64, device=device)
     with evaluating(model):
         for ids, x, y in batches(images, labels, batch_size, device):
-            winner, singles = _votes(model, x, ids, n, seed, labels=y)
-            vote_wrong += (winner != y).sum()
+            winner, singles, votes = _votes(model, x, ids, n, seed, labels=y)
+            wrong = winner != y
+            vote_wrong += wrong.sum()
+            gain_squares += (n - votes.gather(1, y[:, None])[:, 0] - n * wrong).square().sum()
             single_wrong += singles
             if on_batch:
                 on_batch(len(x))
-    return VoteResult(len(images), tuple(single_wrong.tolist()), int(vote_wrong))
+    return VoteResult(len(images), tuple(single_wrong.tolist()), int(vote_wrong), int(gain_squares))
 
 
 def majority(votes: Tensor, probability: Tensor) -> Tensor:
@@ -117,8 +134,8 @@ def majority(votes: Tensor, probability: Tensor) -> Tensor:
 
 def _votes(
     model: nn.Module, x: Tensor, ids: Tensor, n: int, seed: int, labels: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The vote's classes (B,), and how many images each draw got wrong (n,) if labels are given."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The vote's classes (B,), how many images each draw got wrong (n,) if labels are given, and votes (B, classes)."""
     singles = torch.zeros(n, dtype=torch.int64, device=x.device)
     votes = probability = torch.zeros(0)
     for number in range(n):
@@ -132,7 +149,7 @@ def _votes(
         probability += logits.softmax(1) / n
         if labels is not None:
             singles[number] = (chosen != labels).sum()
-    return majority(votes, probability), singles
+    return majority(votes, probability), singles, votes
 
 
 def _check_number(n: int) -> None:

@@ -50,6 +50,8 @@ def vote(
                 "single_errors": [100 * wrong / result.images for wrong in result.single_wrong],
                 "vote_error": result.vote_error,
                 "ci95": result.vote_ci95,
+                "gain": result.gain,
+                "gain_se": result.gain_se,
                 "seed": seed,
                 **chosen.arrays,
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -65,13 +66,18 @@ class _Speed:
 
 
 def estimates(
-    jobs: Sequence[Job], device: torch.device, *, on_network: Callable[[int, int], None] | None = None
+    jobs: Sequence[Job],
+    device: torch.device,
+    data_dir: Path | None = None,
+    *,
+    on_network: Callable[[int, int], None] | None = None,
 ) -> Mapping[Job, Estimate]:
     """Estimates for jobs and all that they need.
 
     Args:
         jobs: a plan.
         device: where steps are measured; with as many threads as torch has now.
+        data_dir: folder of the data sets, or None for the usual one.
         on_network: called with the networks measured so far and their number.
 
     Raises:
@@ -79,7 +85,9 @@ def estimates(
     """
     every = with_needs(jobs)
     trainings = {job: _network_words(job) for job in every if job.trains}
-    sizes = {job.option("--data") or "": _data(job.option("--data") or "") for job in every if job.option("--data")}
+    sizes = {
+        job.option("--data") or "": _data(job.option("--data") or "", data_dir) for job in every if job.option("--data")
+    }
     distinct = list(dict.fromkeys(trainings.values()))
     speeds: dict[tuple[str | None, ...], _Speed] = {}
     for number, words in enumerate(distinct):
@@ -170,10 +178,10 @@ def _network_words(job: Job) -> tuple[str | None, ...]:
     return tuple(job.option(name) for name in names)
 
 
-def _data(name: str) -> _Data:
+def _data(name: str, data_dir: Path | None) -> _Data:
     """Sizes of a data set; of one that is not there, what is known of it."""
     try:
-        found = open_data(name)
+        found = open_data(name, data_dir)
         return _Data(len(found.train), len(found.test), found.shape, len(found.classes))
     except RapaError:
         if name not in _OFFICIAL:

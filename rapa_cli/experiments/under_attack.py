@@ -31,6 +31,11 @@ def jobs(settings: Settings) -> list[Job]:
     return [job for pair in _jobs(settings).values() for each in pair for job in each]
 
 
+def jobs_of(settings: Settings, name: str) -> list[tuple[Job, Job]]:
+    """The attack and the look at the highest probabilities of a network, for each seed."""
+    return list(zip(*_jobs(settings)[name], strict=True))
+
+
 def measures(settings: Settings, found: Found) -> list[Measure]:
     """Accuracies, the part of the gap that is closed, and how sure the networks are."""
     measured = []

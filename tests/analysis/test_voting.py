@@ -73,14 +73,21 @@ def test_the_error_is_that_of_the_votes(network: Network, n: int) -> None:
     assert result.vote_wrong == int((vote(network, pixels, n, seed=9) != test.labels).sum())
     singles = [draw.argmax(1) for draw in probabilities(network, pixels, n, seed=9)]
     assert result.single_wrong == tuple(int((single != test.labels).sum()) for single in singles)
+    wrong = torch.stack([single != test.labels for single in singles]).double().mean(0)
+    gains = 100 * (wrong - (vote(network, pixels, n, seed=9) != test.labels).double())
+    assert result.gain == pytest.approx(float(gains.mean()), abs=1e-9)
+    assert result.gain_se == pytest.approx(float(gains.std(correction=0)) / COUNT**0.5, abs=1e-6)
     if n == 1:
         assert result.vote_error == result.single_error
 
 
 def test_what_follows_from_the_counts() -> None:
-    result = VoteResult(images=200, single_wrong=(20, 30, 25), vote_wrong=19)
+    result = VoteResult(images=200, single_wrong=(20, 30, 25), vote_wrong=19, gain_squares=180)
     assert (result.single_error, result.vote_error) == (12.5, 9.5)
     assert result.vote_ci95 == wilson(19, 200)
+    assert result.gain == 3.0
+    # The mean square of the gain is 180 / 9 / 200 = 0.1, its mean 0.03.
+    assert result.gain_se == pytest.approx(100 * ((0.1 - 0.03**2) / 200) ** 0.5)
 
 
 @pytest.mark.parametrize("n", [0, -1])

@@ -1,0 +1,381 @@
+"""`rapa reproduce`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rapa_cli import console
+from rapa_cli.commands import options
+from rapa_cli.errors import CheckFailed, ConfigError, RapaError, suggestion
+
+if TYPE_CHECKING:
+    import torch
+
+    from rapa_cli.experiments.jobs import Ended, Folder, Job
+    from rapa_cli.experiments.probe import Estimate
+    from rapa_cli.experiments.running import Engine, Outcome
+    from rapa_cli.experiments.settings import Settings
+    from rapa_cli.report.reproduction import Finding
+
+_ENGINES = ("local", "ray")
+
+
+def reproduce(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EXPERIMENT...",
+            show_default=False,
+            help="table1, table2, figure2, figure3, figure4, large, tiles, learning-speed, regularizer or all.",
+        ),
+    ],
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, show_default=False, help="Epochs of each training.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Trainings of each network.")] = 3,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            show_default="cifar10,svhn,cifar100",
+            help="Data sets of table 1; the other experiments take the first.",
+        ),
+    ] = None,
+    images: options.Images = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="Recipe of all trainings, or `paper` for the two of the paper.")
+    ] = "paper",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Override any key of the recipe."),
+    ] = None,
+    schemes: Annotated[
+        str | None, typer.Option(metavar="LIST", show_default="all", help="Only these rows of table 1.")
+    ] = None,
+    pools: Annotated[
+        str | None, typer.Option(metavar="LIST", show_default="all", help="Only these ways to pool in table 2.")
+    ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", show_default="16,32,...,1024", help="Tiles of the first layer in the experiment `tiles`."
+        ),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show the jobs with an estimate of time and disk, and end.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing; make tables, figures and page of what is done.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of all experiments; what is done in it is not done again.")
+    ] = Path("reproduce"),
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Where jobs run: local or ray.")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", show_default=False, help="With --engine ray: the cluster, or auto."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, show_default=False, help="Jobs at a time; one for each core or GPU."),
+    ] = None,
+    cpus: Annotated[int, typer.Option(metavar="N", min=1, help="With --engine ray: CPUs of a job.")] = 1,
+    gpus: Annotated[
+        float, typer.Option(metavar="N", min=0, help="With --engine ray: GPUs of a job; parts are allowed.")
+    ] = 0,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Run the paper's tables and figures again, and say which of its claims hold.
+
+    A job is a command line of rapa; one that is done is not run again, and a training that was stopped goes on. Ends
+    with code 4 where a claim does not hold.
+
+    Example: rapa reproduce table2 --data cifar10 --epochs 20 --seeds 1, rapa reproduce all --plan
+    """
+    from rapa_cli.experiments import catalog, running
+    from rapa_cli.experiments.jobs import Folder, Results
+    from rapa_cli.experiments.settings import POOLS, SCHEMES, Settings
+
+    if engine not in _ENGINES:
+        raise ConfigError(f"--engine: there is no '{engine}'", hint=suggestion(engine, _ENGINES))
+    if engine == "local" and address is not None:
+        raise ConfigError("--address cannot go without --engine ray", hint="add --engine ray")
+    default = Settings()
+    wanted = Settings(
+        epochs=epochs,
+        seeds=seeds,
+        data=default.data if data is None else _listed(data, "--data", None),
+        images=images,
+        recipe=recipe,
+        changes=tuple(settings or ()),
+        schemes=SCHEMES if schemes is None else _listed(schemes, "--schemes", SCHEMES),
+        pools=POOLS if pools is None else _listed(pools, "--pools", POOLS),
+        tiles=default.tiles if tiles is None else options.parse_tiles(tiles),
+    )
+    experiments, folder = catalog.named(tuple(names)), Folder(out)
+    # A wrong recipe is found here, and not by each job.
+    planned = [job for experiment in experiments.values() for job in experiment.jobs(wanted)]
+    if not (plan or report_only or json):
+        console.note(f"folder {out}")
+    outcome = running.Outcome()
+    if not report_only:
+        left = running.left(folder, planned)
+        place, slots, threads, devices = _shared(device, jobs)
+        estimated = _estimates(left, place, threads, data_dir) if left else {}
+        if plan:
+            _show_plan(planned, left, estimated, slots, json=json)
+            return
+        if left:
+            runner = _engine(engine, folder, slots, threads, devices, data_dir, address, cpus, gpus)
+            try:
+                outcome = _run(folder, planned, runner, estimated)
+            except BaseException:
+                _write(folder, experiments, planned, wanted, {})
+                console.note("what is done is kept; go on with the same command")
+                raise
+    found, paths = _write(folder, experiments, planned, wanted, outcome.failed)
+    if json:
+        console.print_json(_document(folder, found, outcome, paths, Results(folder, planned), planned))
+    else:
+        _show(found, paths)
+    _judge(outcome, found, len(planned))
+
+
+def _listed(text: str, name: str, allowed: Sequence[str] | None) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    wrong = [word for word in words if allowed is not None and word not in allowed]
+    if wrong or not words:
+        got = f"'{wrong[0]}'" if wrong else "nothing"
+        hint = suggestion(wrong[0], allowed or ()) if wrong else "write names with commas between them"
+        raise ConfigError(f"{name}: got {got}", hint=hint)
+    return words
+
+
+def _shared(name: str, jobs: int | None) -> tuple[torch.device, int, int, list[str]]:
+    """How jobs share this machine: where a probe runs, jobs at a time, threads of each, and their devices."""
+    import os
+
+    import torch
+
+    from rapa_cli.commands.session import compute_device
+
+    place = compute_device(name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if name == "auto" and place.type == "cuda":
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    else:
+        devices = [name if name != "auto" else "cpu"]
+    slots = jobs or (len(devices) if place.type == "cuda" else cores)
+    return place, slots, max(cores // slots, 1), devices
+
+
+def _estimates(left: Sequence[Job], place: torch.device, threads: int, data_dir: Path | None) -> Mapping[Job, Estimate]:
+    import torch
+
+    from rapa_cli.experiments.probe import estimates
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with console.progress() as bar:
+            task = bar.add_task("measuring speeds", total=None)
+            return estimates(
+                left, place, data_dir, on_network=lambda done, total: bar.update(task, completed=done, total=total)
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+def _engine(
+    name: str,
+    folder: Folder,
+    slots: int,
+    threads: int,
+    devices: list[str],
+    data_dir: Path | None,
+    address: str | None,
+    cpus: int,
+    gpus: float,
+) -> Engine:
+    if name == "ray":
+        from rapa_cli.experiments.ray_engine import RayEngine
+
+        return RayEngine(folder, address=address, cpus=cpus, gpus=gpus, slots=slots, data_dir=data_dir)
+    from rapa_cli.experiments.local import LocalEngine
+
+    return LocalEngine(folder, slots=slots, threads=threads, devices=devices, data_dir=data_dir)
+
+
+def _run(folder: Folder, planned: Sequence[Job], engine: Engine, estimated: Mapping[Job, Estimate]) -> Outcome:
+    from rapa_cli.experiments import running
+    from rapa_cli.training.stopping import StopRequest
+
+    with console.progress() as bar, StopRequest() as stop:
+        return running.run(folder, planned, engine, _Watcher(folder, bar, estimated), stop)
+
+
+class _Watcher:
+    """A bar over the estimated seconds of all jobs, and a line for each that has ended."""
+
+    def __init__(self, folder: Folder, bar: Any, estimated: Mapping[Job, Estimate]) -> None:
+        self._folder, self._bar, self._estimated = folder, bar, estimated
+        self._ended = 0.0
+        self._left = len(estimated)
+        self._task = bar.add_task("", total=sum(each.seconds for each in estimated.values()))
+
+    def begun(self, job: Job) -> None:
+        """Says so where there is no bar."""
+        if self._bar.disable:
+            console.note(f"begun  {job.words[0]} {job.label}")
+
+    def ended(self, job: Job, ended: Ended) -> None:
+        """A line."""
+        self._ended += self._estimated[job].seconds
+        self._left -= 1
+        state = "done  " if ended.code == 0 else "FAILED"
+        why = "" if ended.code == 0 else f": {ended.message} (log {self._folder.log(job)})"
+        self._bar.console.print(
+            f"{state} {job.words[0]} {job.label}  {_duration(ended.seconds)}{why}", markup=False, highlight=False
+        )
+
+    def tick(self, running: Sequence[Job]) -> None:
+        """Moves the bar."""
+        part = sum(self._folder.share_done(job) * self._estimated[job].seconds for job in running)
+        text = f"{self._left} jobs left, {len(running)} running"
+        self._bar.update(self._task, completed=self._ended + part, description=text)
+
+
+def _write(
+    folder: Folder,
+    experiments: Mapping[str, Any],
+    planned: Sequence[Job],
+    wanted: Settings,
+    failed: Mapping[Job, Ended],
+) -> tuple[list[Finding], list[Path]]:
+    from rapa_cli.commands.session import command_line
+    from rapa_cli.experiments.jobs import Results
+    from rapa_cli.report import reproduction
+
+    folder.make()
+    results = Results(folder, planned)
+    found = reproduction.findings(experiments, wanted, results)
+    return found, reproduction.write(folder, found, wanted, results, failed, command_line())
+
+
+def _show_plan(
+    planned: Sequence[Job], left: Sequence[Job], estimated: Mapping[Job, Estimate], slots: int, *, json: bool
+) -> None:
+    from rapa_cli.experiments.jobs import with_needs
+
+    every = with_needs(planned)
+    seconds, size = (sum(getattr(each, key) for each in estimated.values()) for key in ("seconds", "bytes"))
+    rows = [
+        {
+            "job": job.name,
+            "command": shlex.join(["rapa", *job.words]),
+            "needs": [need.name for need in job.needs],
+            "done": job not in estimated,
+            "seconds": estimated[job].seconds if job in estimated else None,
+            "bytes": estimated[job].bytes if job in estimated else None,
+        }
+        for job in every
+    ]
+    if json:
+        console.print_json({"jobs": rows, "seconds": seconds, "bytes": size, "at_a_time": slots})
+        return
+    for job in every:
+        time = _duration(estimated[job].seconds) if job in estimated else "done"
+        console.show(f"{time:>9}  {job.words[0]:<8} {job.label}")
+    console.show(
+        f"{len(every)} jobs, {len(left)} of them to do: {_duration(seconds)} of one after the other, about "
+        f"{_duration(seconds / slots)} with {slots} at a time, {size / 2**20:.0f} MiB on the disk"
+    )
+
+
+def _show(found: list[Finding], paths: Sequence[Path]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from rapa_cli.experiments.claims import State
+    from rapa_cli.report.reproduction import cell, estimate, grids
+
+    for finding in found:
+        console.show(f"\n{finding.experiment.title} ({finding.experiment.source})")
+        for grid in grids(finding.measures):
+            table = Table(box=box.SIMPLE_HEAD, title=grid.title, title_justify="left", pad_edge=False)
+            for heading in ("", *grid.columns):
+                table.add_column(heading)
+            for row, measures in grid.rows:
+                table.add_row(row, *(cell(measure) for measure in measures))
+            console.out().print(table)
+    colours = {State.HOLDS: "green", State.FAILS: "bold red", State.UNDECIDED: "yellow", State.NOT_TESTED: "dim"}
+    for finding in found:
+        for verdict in finding.verdicts:
+            line = f"{verdict.claim}: {verdict.figure} {estimate(verdict)}"
+            console.out().print(Text.assemble((f"{verdict.state.value:<14}", colours[verdict.state]), line))
+    for path in paths:
+        console.show(f"wrote {path}")
+
+
+def _document(
+    folder: Folder,
+    found: list[Finding],
+    outcome: Outcome,
+    paths: Sequence[Path],
+    results: Mapping[Job, Any],
+    planned: Sequence[Job],
+) -> dict[str, Any]:
+    from rapa_cli.experiments.jobs import with_needs
+    from rapa_cli.report.reproduction import claim_row
+
+    return {
+        "folder": folder.path,
+        "jobs": len(with_needs(planned)),
+        "done": len(results),
+        "failed": [{"job": job.name, "error": ended.message} for job, ended in outcome.failed.items()],
+        "skipped": [job.name for job in outcome.skipped],
+        "experiments": [
+            {
+                "experiment": finding.name,
+                "measures": [measure.row_of_table() for measure in finding.measures],
+                "claims": [claim_row(verdict) for verdict in finding.verdicts],
+            }
+            for finding in found
+        ],
+        "files": list(paths),
+    }
+
+
+def _judge(outcome: Outcome, found: list[Finding], jobs: int) -> None:
+    """Ends with an error where jobs failed, or a claim did not hold."""
+    from rapa_cli.experiments.claims import State
+
+    if outcome.failed:
+        first, ended = next(iter(outcome.failed.items()))
+        skipped = f", and {len(outcome.skipped)} that need them were not run" if outcome.skipped else ""
+        raise RapaError(
+            f"{len(outcome.failed)} of {jobs} jobs failed{skipped}; the first: {first.name}: {ended.message}",
+            hint="the same command tries them again",
+        )
+    fails = [verdict.claim for finding in found for verdict in finding.verdicts if verdict.state is State.FAILS]
+    if fails:
+        raise CheckFailed(
+            f"{len(fails)} of the paper's claims did not hold here: {'; '.join(fails)}",
+            hint="the page says by how much; fewer epochs than the paper's are no test of its claims",
+        )
+
+
+def _duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

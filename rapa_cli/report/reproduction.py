@@ -1,0 +1,319 @@
+"""What experiments have found, as tables (CSV and JSON), figures and one page of HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapa_cli.experiments import similarity, under_attack
+from rapa_cli.experiments.catalog import Experiment
+from rapa_cli.experiments.claims import State, Verdict
+from rapa_cli.experiments.jobs import Ended, Folder, Job, Results
+from rapa_cli.experiments.measures import Measure
+from rapa_cli.experiments.settings import HUMAN_SNR, Settings
+from rapa_cli.files import make_folder, write_text
+from rapa_cli.report import attack_figures, figures, layer_figures, reproduction_figures
+from rapa_cli.report.page import Block, Cell, Code, Mark, Page, Picture, Section, Table, Tone
+from rapa_cli.report.page import write as write_page
+from rapa_cli.runs import LAST, write_rows
+
+TABLES, FIGURES, PAGE = "tables", "figures", "report.html"
+_TONES: dict[State, Tone] = {
+    State.HOLDS: "good",
+    State.FAILS: "bad",
+    State.UNDECIDED: "plain",
+    State.NOT_TESTED: "weak",
+}
+# Of the paper's 32 filters its figure shows 10.
+_SHOWN_FILTERS = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in an experiment.
+
+    Attributes:
+        name: of the experiment.
+        experiment: itself.
+        measures: its figures.
+        verdicts: on the paper's claims.
+    """
+
+    name: str
+    experiment: Experiment
+    measures: list[Measure]
+    verdicts: list[Verdict]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The measures of one name, a cell for each row and column of the paper's table.
+
+    Attributes:
+        title: what is measured.
+        columns: names.
+        rows: name, and the measure of each column; None where there is no such cell.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[Measure | None]]]
+
+
+def findings(experiments: Mapping[str, Experiment], settings: Settings, found: Results) -> list[Finding]:
+    """What the jobs that are done say."""
+    return [
+        Finding(name, experiment, experiment.measures(settings, found), experiment.verdicts(settings, found))
+        for name, experiment in experiments.items()
+    ]
+
+
+def grids(measures: list[Measure]) -> list[Grid]:
+    """The measures as tables, one for each name."""
+    found = []
+    for name in dict.fromkeys(measure.name for measure in measures):
+        own = [measure for measure in measures if measure.name == name]
+        cells = {(measure.row, measure.column): measure for measure in own}
+        columns = list(dict.fromkeys(measure.column for measure in own))
+        rows = dict.fromkeys(measure.row for measure in own)
+        found.append(Grid(name, columns, [(row, [cells.get((row, column)) for column in columns]) for row in rows]))
+    return found
+
+
+def cell(measure: Measure | None) -> str:
+    """A measure with its standard error, and the paper's beside it; empty where nothing was measured."""
+    if measure is None or measure.mean is None:
+        return "" if measure is None or measure.paper is None else f"(paper {measure.paper:g})"
+    digits = 3 if abs(measure.mean) < 1 else 2
+    text = f"{measure.mean:.{digits}f}"
+    text += "" if measure.se is None else f" ± {measure.se:.{digits}f}"
+    return text + ("" if measure.paper is None else f" (paper {measure.paper:g}, {measure.difference:+.2f})")
+
+
+def estimate(verdict: Verdict) -> str:
+    """The figure of a claim with its margin, and the threshold."""
+    if verdict.estimate is None:
+        return "-"
+    side = "above" if verdict.above else "below"
+    return f"{verdict.estimate.value:.2f} ± {verdict.estimate.margin:.2f}, {side} {verdict.threshold:g}?"
+
+
+def write(
+    folder: Folder,
+    found: list[Finding],
+    settings: Settings,
+    results: Results,
+    failed: Mapping[Job, Ended],
+    command: str,
+) -> list[Path]:
+    """Writes tables, figures and the page; gives the paths of the tables and of the page.
+
+    Raises:
+        FileError: one of them cannot be written.
+    """
+    tables = make_folder(folder.path / TABLES)
+    paths = []
+    for finding in found:
+        rows = [measure.row_of_table() for measure in finding.measures]
+        if rows:
+            write_rows(tables, finding.name, rows)
+            paths.append(tables / f"{finding.name}.csv")
+        document = {"experiment": finding.name, "title": finding.experiment.title, "measures": rows}
+        document["claims"] = [claim_row(verdict) for verdict in finding.verdicts]
+        write_text(tables / f"{finding.name}.json", json.dumps(document, indent=2) + "\n")
+        paths.append(tables / f"{finding.name}.json")
+    sections = [_claims(found), *(_section(folder, finding, settings, results) for finding in found)]
+    if failed:
+        rows_failed = [[job.name, ended.message] for job, ended in failed.items()]
+        sections.insert(1, Section("Jobs that failed", [Table("Failed", ["job", "why"], rows_failed)]))
+    sections.append(_how(settings, results, command))
+    page = Page("The paper's experiments, run again", sections, subtitle=_subtitle(settings))
+    write_page(folder.path / PAGE, page)
+    return [*paths, folder.path / PAGE]
+
+
+def claim_row(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON has it."""
+    return {
+        "experiment": verdict.experiment,
+        "claim": verdict.claim,
+        "source": verdict.source,
+        "figure": verdict.figure,
+        "threshold": verdict.threshold,
+        "above": verdict.above,
+        "estimate": verdict.estimate and verdict.estimate.value,
+        "margin": verdict.estimate and verdict.estimate.margin,
+        "verdict": verdict.state.value,
+    }
+
+
+def _subtitle(settings: Settings) -> str:
+    epochs = "the recipe's epochs" if settings.epochs is None else f"{settings.epochs} epochs"
+    seeds = "one seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
+    images = "all test images" if settings.images is None else f"{settings.images:,} test images where not all"
+    changes = f", {', '.join(settings.changes)}" if settings.changes else ""
+    return f"{', '.join(settings.data)}; recipe {settings.recipe}{changes}, {epochs}, {seeds}, {images}"
+
+
+def _claims(found: list[Finding]) -> Section:
+    verdicts = [verdict for finding in found for verdict in finding.verdicts]
+    if not verdicts:
+        return Section("The paper's claims", ["These experiments check none."])
+    rows: list[list[Cell]] = [
+        [verdict.claim, Mark(verdict.state.value, _TONES[verdict.state]), estimate(verdict), verdict.figure]
+        for verdict in verdicts
+    ]
+    notes = [
+        "A claim holds where its figure's 95 % interval lies on the claim's side of the threshold, and does not where "
+        "it lies on the other; else it is undecided. With one seed the interval is that of the test images alone."
+    ]
+    counts = ", ".join(
+        f"{count} {state.value}" for state in State if (count := sum(each.state is state for each in verdicts))
+    )
+    columns = ["claim", "verdict", "found", "figure"]
+    return Section("The paper's claims", [f"{counts}.", Table("Claims", columns, rows, notes)])
+
+
+def _section(folder: Folder, finding: Finding, settings: Settings, results: Results) -> Section:
+    blocks: list[Block] = [f"{finding.experiment.source} of the paper."]
+    blocks += [
+        Table(
+            grid.title,
+            [finding.name, *grid.columns],
+            [[row, *(cell(measure) for measure in measures)] for row, measures in grid.rows],
+        )
+        for grid in grids(finding.measures)
+    ]
+    place = folder.path / FIGURES
+    for name, picture in _pictures(folder, finding, settings, results).items():
+        figures.write(picture.figure, place, f"{finding.name}{name}")
+        blocks.append(picture)
+    return Section(finding.experiment.title, blocks)
+
+
+def _how(settings: Settings, results: Results, command: str) -> Section:
+    """How to repeat it, and with what it was made."""
+    runs = [job for job in results if job.trains]
+    rows = [[job.run, " ".join(job.words)] for job in runs]
+    blocks: list[Block] = ["In the folder of these results:", Code(command)]
+    if rows:
+        blocks.append(Table("Trainings", ["run folder", "words after rapa"], rows))
+    return Section("How to repeat this", blocks)
+
+
+def _pictures(folder: Folder, finding: Finding, settings: Settings, results: Results) -> dict[str, Picture]:
+    """The figures of an experiment, by what is appended to its name."""
+    match finding.name:
+        case "figure2":
+            return _schemes()
+        case "figure3":
+            return _similarities(folder, finding, settings, results)
+        case "figure4":
+            return _attacks(settings, results)
+        case "tiles":
+            return _tiles(finding)
+        case "regularizer":
+            return _regularizer(settings, results)
+    return {}
+
+
+def _schemes() -> dict[str, Picture]:
+    from rapa_cli.tiling.conv import TiledConv2d
+
+    tiles, side = 4, 12
+    panels = []
+    for scheme in ("perforated", "random-fixed", "random", "image-overlap", "image-pad", "alternate"):
+        layer = TiledConv2d(1, 1, 3, padding=1, tiles=tiles, scheme=scheme)
+        tile = layer.assign(1, (side, side))[0].reshape(side, side)
+        panels.append(layer_figures.Assigned(scheme, tile, tiles))
+    figure = layer_figures.assignments(panels, columns=3)
+    text = (
+        f"Output pixels of a layer with {tiles} tiles in the colours of the arrays that compute them, scheme by scheme."
+    )
+    return {"": Picture(figure, "Tiling schemes", text, caption="White: not computed.")}
+
+
+def _similarities(folder: Folder, finding: Finding, settings: Settings, results: Results) -> dict[str, Picture]:
+    from rapa_cli.checkpoint import read
+
+    pictures = {}
+    found: dict[str, dict[str, float | None]] = {}
+    for measure in finding.measures:
+        if measure.row == "random" and measure.mean is not None:
+            found.setdefault(measure.column, {})[measure.name.removeprefix("S of ")] = measure.mean
+    if found:
+        figure = layer_figures.similarities(found)
+        pictures["-similarity"] = Picture(
+            figure, "Similarity S of tiles with random tiling", "A bar for each way to pool and each layer."
+        )
+    for pool, runs in similarity.random_runs(settings).items():
+        path = folder.path / runs[0].run / LAST
+        if runs[0] not in results or pool not in ("max", "average") or not path.is_file():
+            continue
+        state = read(path).state
+        weight = next(tensor for name, tensor in state.items() if name.endswith("weight") and tensor.dim() == 5)
+        channels = [round(number * (weight.shape[1] - 1) / (_SHOWN_FILTERS - 1)) for number in range(_SHOWN_FILTERS)]
+        pictures[f"-filters-{pool}"] = Picture(
+            layer_figures.filters(weight, channels),
+            f"Filters of the first layer, {pool} pooling",
+            f"{_SHOWN_FILTERS} filters, a column each, in every tile, a row each.",
+        )
+    return pictures
+
+
+def _attacks(settings: Settings, results: Results) -> dict[str, Picture]:
+    pictures = {}
+    curves: list[attack_figures.Curve] = []
+    panels: dict[str, dict[str, list[int]]] = {}
+    for name in under_attack.networks(settings):
+        attack, sure = under_attack.jobs_of(settings, name)[0]
+        if attack in results:
+            points = results[attack]["points"]
+            curves.append(
+                attack_figures.Curve(
+                    name,
+                    "FGSM, fresh draw",
+                    [point["snr_db"] for point in points],
+                    [point["accuracy"] for point in points],
+                    [tuple(point["ci95"]) for point in points],
+                )
+            )
+        if sure in results:
+            for document in results[sure]["confidence"]:
+                what = "without noise" if document["snr_db"] is None else f"FGSM at {document['snr_db']:g} dB"
+                panels.setdefault(what, {})[name] = document["histogram"]
+    if curves:
+        title = f"{settings.data[0]}, seed 0, 95 % bands"
+        figure = attack_figures.accuracy_against_snr(
+            curves, title, space="raw pixels", over="images right without noise"
+        )
+        text = f"Accuracy against the signal-to-noise ratio; {', '.join(curve.network for curve in curves)}."
+        pictures[""] = Picture(figure, "Accuracy under FGSM", text)
+    if panels:
+        pictures["-confidence"] = Picture(
+            reproduction_figures.confidences(panels),
+            "How sure the networks are",
+            f"Distribution of the highest probability, without noise and under FGSM at {HUMAN_SNR} dB.",
+            wide=True,
+        )
+    return pictures
+
+
+def _tiles(finding: Finding) -> dict[str, Picture]:
+    panels: dict[str, dict[int, tuple[float, float | None]]] = {}
+    for measure in finding.measures:
+        if measure.mean is not None:
+            first = int(measure.row.strip("()").split(",")[0])
+            panels.setdefault(f"{measure.column}: {measure.name}", {})[first] = (measure.mean, measure.se)
+    measured = {name: points for name, points in panels.items() if len(points) > 1}
+    if len(measured) < 2:
+        return {}
+    text = "Error, vote, similarity, accuracy under attack and analog time against the tiles of the first layer."
+    return {"": Picture(reproduction_figures.against_tiles(measured), "From few tiles to many", text, wide=True)}
+
+
+def _regularizer(settings: Settings, results: Results) -> dict[str, Picture]:
+    return {}
