@@ -161,13 +161,15 @@ def similarities(found: Mapping[str, Mapping[str, float | None]]) -> Figure:
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlim(-0.6, len(layers) - 0.4)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -0.05), max(high * 1.1, 0.2))
+    axes.set_ylim(1.1 * min(low, 0), max(1.1 * high, 0.2))
     axes.set_ylabel("similarity S of tiles")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.3)
     if len(found) > 1:
-        axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8)
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        )
     return figure
 
 

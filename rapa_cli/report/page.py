@@ -81,7 +81,7 @@ class Picture:
         description: what there is to see in it, for who does not see it.
         caption: sentences below it.
         table: the numbers behind it, below it to open.
-        wide: takes the page's whole width; otherwise two stand side by side where there is room.
+        wide: has a row of its own, and is scrolled on a narrow screen; other figures that follow each other share rows.
     """
 
     figure: Figure
@@ -115,7 +115,14 @@ class Code:
     text: str
 
 
-Block = str | Table | Picture | Facts | Code
+@dataclass(frozen=True)
+class Beside:
+    """Parts side by side where there is room, else below each other."""
+
+    blocks: Sequence[Block]
+
+
+Block = str | Table | Picture | Facts | Code | Beside
 """A part of a section; a str is a paragraph."""
 
 
@@ -220,12 +227,9 @@ def svg(figure: Figure, name: str, title: str, description: str) -> str:
 
 def _section(section: Section, name: str, numbers: Iterator[int]) -> str:
     parts = []
-    # Figures that follow each other share rows.
-    for side_by_side, blocks in itertools.groupby(
-        section.blocks, lambda block: isinstance(block, Picture) and not block.wide
-    ):
-        texts = [_block(block, numbers) for block in blocks]
-        parts += [f'<div class="pair">{"".join(texts)}</div>'] if side_by_side else texts
+    for narrow, group in itertools.groupby(section.blocks, lambda block: isinstance(block, Picture) and not block.wide):
+        blocks = list(group)
+        parts += [_block(block, numbers) for block in ([Beside(blocks)] if narrow and len(blocks) > 1 else blocks)]
     body = "\n".join(parts)
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(section.title)}</h2>\n{body}\n</section>'
 
@@ -242,6 +246,9 @@ def _block(block: Block, numbers: Iterator[int]) -> str:
             return f'<pre tabindex="0"><code>{escape(block.text)}</code></pre>'
         case Picture():
             return _picture(block, next(numbers))
+        case Beside():
+            parts = "".join(f"<div>{_block(part, numbers)}</div>" for part in block.blocks)
+            return f'<div class="beside">{parts}</div>'
 
 
 def _table(table: Table) -> str:
@@ -278,7 +285,7 @@ def _picture(picture: Picture, number: int) -> str:
         else ""
     )
     return (
-        f'<figure class="{"wide" if picture.wide else "half"}"><figcaption>{escape(picture.title)}</figcaption>'
+        f"<figure{_classes('wide' if picture.wide else '', False)}><figcaption>{escape(picture.title)}</figcaption>"
         f'<div class="drawing">{drawing}</div>{caption}{behind}</figure>'
     )
 
@@ -363,6 +370,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; margin: 1.2rem 0 0;
 .note { color: var(--weak); font-size: 0.875rem; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: 0.8rem;
   margin: 1rem 0; }
+.scroll, figure { max-width: 100%; }
 dl div { padding: 0.8rem 1rem; border-radius: 0.5rem; background: var(--raised); }
 dt { color: var(--weak); font-size: 0.875rem; }
 dd { margin: 0; font-size: 1.6rem; font-weight: 600; line-height: 1.25; font-variant-numeric: tabular-nums; }
@@ -378,9 +386,10 @@ tbody th { font-weight: 500; }
 .good { color: var(--good); font-weight: 600; }
 .bad { color: var(--bad); font-weight: 600; }
 .weak { color: var(--weak); }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem 2rem;
+.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem 2rem;
   align-items: start; }
-figure { min-width: 0; margin: 1rem 0; }
+.beside > div { min-width: 0; }
+figure { margin: 1rem 0; }
 figcaption { margin-bottom: 0.3rem; font-weight: 600; }
 .drawing { overflow-x: auto; }
 svg.plot { display: block; width: 100%; height: auto; color: var(--ink); fill: currentColor; stroke-linejoin: round;
@@ -398,7 +407,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); color: var(--weak)
   nav, details:not([open]) { display: none; }
   h2 { break-after: avoid; }
   figure, tr, dl div, pre { break-inside: avoid; }
-  .pair { grid-template-columns: 1fr 1fr; }
+  .beside { grid-template-columns: 1fr 1fr; }
   .scroll, .drawing, pre { overflow: visible; }
   .wide svg.plot { min-width: 0; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from rapa_cli.errors import FileError
-from rapa_cli.report.page import Block, Code, Fact, Facts, Mark, Page, Picture, Section, Table, html, svg, write
+from rapa_cli.report.page import Beside, Block, Code, Fact, Facts, Mark, Page, Picture, Section, Table, html, svg, write
 from tests.report.pages import Read
 
 NASTY = "<b>&\"' </script><!-- ]]> ünï"
@@ -90,9 +90,20 @@ def test_a_figure_is_labelled_and_has_its_numbers() -> None:
 
 
 def test_figures_share_rows_unless_they_are_wide() -> None:
-    found = Read(html(page(picture("a"), picture("b"), "between", picture("c"), picture("d", wide=True))))
-    kinds = [attributes.get("class") for tag, attributes in found.elements if tag in ("div", "figure")]
-    assert [kind for kind in kinds if kind != "drawing"] == ["pair", "half", "half", "pair", "half", "wide"]
+    table = Table("t", ["a"], [["b"]])
+    blocks = [
+        picture("a"),
+        picture("b"),
+        "between",
+        picture("c"),
+        picture("d", wide=True),
+        Beside([picture("e"), table]),
+    ]
+    found = Read(html(page(*blocks)))
+    kinds = [attributes.get("class", tag) for tag, attributes in found.elements if tag in ("div", "figure")]
+    inside = ["div", "figure", "drawing"]
+    alone, wide = inside[1:], ["wide", "drawing"]
+    assert kinds == ["beside", *inside, *inside, *alone, *wide, "beside", *inside, "div", "scroll"]
 
 
 def test_ids_of_equal_figures_differ() -> None:
