@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rapa_cli import config
 from rapa_cli.errors import ConfigError, commas
@@ -21,22 +21,24 @@ from rapa_cli.tiling.schemes import scheme_named
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, or a linear layer as one of a single patch, before it is tiled.
+    """A convolution before it is tiled; a linear layer is one with 1 x 1 kernels, of a single patch for an image.
 
     Attributes:
         name: as its network names it.
         height: of the output, pixels.
         width: of the output, pixels.
-        k: weights of a filter without its bias: k_h k_w c_in, divided by the groups.
+        kernel: height and width, pixels.
+        c_in: input channels.
         c_out: output channels.
-        groups: each has a kernel matrix of its own, (k, c_out / groups).
+        groups: each has a kernel matrix of its own, from c_in / groups to c_out / groups channels.
         bias: whether there is a bias, a further line of each array.
     """
 
     name: str
     height: int
     width: int
-    k: int
+    kernel: tuple[int, int]
+    c_in: int
     c_out: int
     groups: int = 1
     bias: bool = True
@@ -46,6 +48,11 @@ class Layer:
         """Patches of an image."""
         return self.height * self.width
 
+    @property
+    def k(self) -> int:
+        """Weights of a filter, without its bias."""
+        return self.kernel[0] * self.kernel[1] * self.c_in // self.groups
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -54,13 +61,14 @@ class LayerCost:
     Attributes:
         name: as its network names it.
         n_p: patches of an image, whether they are computed or not.
-        k: weights of a filter without its bias, in each group.
+        k: weights of a filter without its bias; its group's only.
         c_out: output channels.
         macs: multiply-adds of the computed patches, without biases.
         tiles: n_t; of `perforated` the perforation: its one matrix computes n_p / n_t patches in training, and all of
             them in test.
         array_cycles: operations one after the other: the patches of the largest tile.
-        matrices: kernel matrices, each of them of all groups.
+        computed: patches that are computed: n_p, or those of `perforated` in training.
+        matrices: kernel matrices of the layer, each of them of all groups.
         groups: of the convolution.
         bias: whether there is a bias.
     """
@@ -72,13 +80,14 @@ class LayerCost:
     macs: int
     tiles: int
     array_cycles: int
+    computed: int
     matrices: int
     groups: int = 1
     bias: bool = True
 
     @property
     def weights(self) -> int:
-        """Weights and biases of all tiles: devices that hold something."""
+        """Weights and biases on all tiles."""
         return self.matrices * self.c_out * (self.k + self.bias)
 
 
@@ -103,25 +112,31 @@ def costs(layers: Sequence[Layer], tiles: Sequence[int], scheme: str = "random")
 
     Args:
         layers: of any network.
-        tiles: n_t of each, from 1.
-        scheme: how patches are assigned; those of square regions have tiles of different sizes where the number of
-            tiles does not divide the image.
+        tiles: n_t of each, from 1 to n_p.
+        scheme: how patches are assigned. Those that cut images into squares have tiles of unequal sizes where the
+            squares do not divide the image.
 
     Raises:
-        ConfigError: a wrong number of tiles, or tiles that the scheme cannot work with.
+        ConfigError: a wrong number of tiles, or tiles that the layer or the scheme cannot work with.
     """
     if len(tiles) != len(layers):
         raise ConfigError(
-            f"tiles: got {len(tiles)} numbers ({commas(tiles)}) for {len(layers)} convolutions",
-            hint=f"give one number for each, as in {commas(balanced(layers))}",
+            f"tiles: got {len(tiles)} numbers ({_short(tiles)}) for {len(layers)} convolutions",
+            hint=f"give one number for each, as in --tiles {_short(balanced(layers, scheme))}",
         )
+    rule = scheme_named(scheme)
     found = []
     for layer, count in zip(layers, tiles, strict=True):
-        rule = scheme_named(scheme)
         try:
             rule.check(count)
         except ValueError as error:
-            raise ConfigError(f"{layer.name}: {error}", hint="choose other tiles, or another scheme") from None
+            fits = "leave --tiles out to get tiles that fit, or choose another --scheme"
+            raise ConfigError(f"{layer.name}: {error}", hint=fits) from None
+        if count > layer.n_p:
+            raise ConfigError(
+                f"tiles: {layer.name} got {count} tiles, but its output has only {layer.n_p} patches",
+                hint=f"its number of tiles may be 1 to {layer.n_p}; further arrays would have nothing to compute",
+            )
         cycles = largest_tile(layer, count, scheme)
         computed = cycles if scheme == "perforated" else layer.n_p
         found.append(
@@ -133,12 +148,23 @@ def costs(layers: Sequence[Layer], tiles: Sequence[int], scheme: str = "random")
                 macs=computed * layer.k * layer.c_out,
                 tiles=count,
                 array_cycles=cycles,
+                computed=computed,
                 matrices=rule.matrices(count),
                 groups=layer.groups,
                 bias=layer.bias,
             )
         )
     return found
+
+
+def acceleration(layers: Sequence[LayerCost]) -> float:
+    """How much faster than one array for each layer, the layers pipelined: ratio of the slowest layers."""
+    return max(layer.n_p for layer in layers) / max(layer.array_cycles for layer in layers)
+
+
+def acceleration_sequential(layers: Sequence[LayerCost]) -> float:
+    """How much faster than one array for each layer, one layer after the other: ratio of the sums."""
+    return sum(layer.n_p for layer in layers) / sum(layer.array_cycles for layer in layers)
 
 
 def largest_tile(layer: Layer, tiles: int, scheme: str = "random") -> int:
@@ -149,10 +175,45 @@ def largest_tile(layer: Layer, tiles: int, scheme: str = "random") -> int:
     return -(-layer.n_p // tiles)
 
 
-def balanced(layers: Sequence[Layer]) -> tuple[int, ...]:
-    """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer."""
+def balanced(layers: Sequence[Layer], scheme: str = "random") -> tuple[int, ...]:
+    """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer; the square below it for square schemes."""
+    if scheme == "none":
+        return (1,) * len(layers)
     smallest = min(layer.n_p for layer in layers)
-    return tuple(layer.n_p // smallest for layer in layers)
+    tiles = tuple(layer.n_p // smallest for layer in layers)
+    return tuple(math.isqrt(count) ** 2 for count in tiles) if scheme_named(scheme).square else tiles
+
+
+def widened(layers: Sequence[Layer], channels: int = 1, kernel: int | None = None) -> list[Layer]:
+    """The layers with more channels and larger kernels, padded so that images keep their sizes (paper, section 5).
+
+    Args:
+        layers: in order; the first one reads images, whose channels stay.
+        channels: what the channels between layers are multiplied by; a depthwise convolution stays one.
+        kernel: side of the kernels, pixels; those of 1 x 1, which mix channels only, stay.
+    """
+    wider = []
+    for number, layer in enumerate(layers):
+        depthwise = 1 < layer.groups == layer.c_in
+        wider.append(
+            replace(
+                layer,
+                c_in=layer.c_in * (channels if number else 1),
+                c_out=layer.c_out * channels,
+                groups=layer.groups * (channels if depthwise and number else 1),
+                kernel=layer.kernel if kernel is None or layer.kernel == (1, 1) else (kernel, kernel),
+            )
+        )
+    return wider
+
+
+def widened_linear(layers: Sequence[Layer], channels: int) -> list[Layer]:
+    """Linear layers behind convolutions with more channels: those that read a linear layer before them stay."""
+    wider = []
+    for number, layer in enumerate(layers):
+        follows = number > 0 and layers[number - 1].c_out == layer.c_in
+        wider.append(layer if follows else replace(layer, c_in=layer.c_in * channels))
+    return wider
 
 
 def layers_of(
@@ -169,16 +230,21 @@ def layers_of(
     convolutions, linear = list[Layer](), list[Layer]()
     for layer in definition.layers:
         if isinstance(layer, config.Conv):
-            padding, stride, dilation = (layer.padding,) * 4, (layer.stride,) * 2, (layer.dilation,) * 2
-            geometry = Geometry(height, width, (layer.kernel,) * 2, stride, padding, dilation)
+            kernel, stride, dilation = ((size, size) for size in (layer.kernel, layer.stride, layer.dilation))
+            geometry = Geometry(height, width, kernel, stride, (layer.padding,) * 4, dilation)
             height, width = geometry.out_height, geometry.out_width
             name = f"conv{len(convolutions) + 1}"
-            convolutions.append(Layer(name, height, width, layer.kernel**2 * channels, layer.channels))
+            convolutions.append(Layer(name, height, width, kernel, channels, layer.channels))
             channels = layer.channels
         elif isinstance(layer, config.Pool):
             height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
         elif isinstance(layer, config.Linear):
-            features = layer.features or classes
-            linear.append(Layer(f"linear{len(linear) + 1}", 1, 1, channels * height * width, features))
+            name, features = f"linear{len(linear) + 1}", layer.features or classes
+            linear.append(Layer(name, 1, 1, (1, 1), channels * height * width, features))
             channels, height, width = features, 1, 1
     return convolutions, linear
+
+
+def _short(counts: Sequence[int]) -> str:
+    """Numbers with commas; of many only the first."""
+    return commas(counts) if len(counts) <= 8 else f"{commas(counts[:6])},..."
