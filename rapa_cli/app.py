@@ -29,6 +29,7 @@ from rapa_cli.commands import (
     doctor,
     evaluate,
     inspect,
+    plan,
     reduce,
     report,
     reproduce,
@@ -79,6 +80,7 @@ for _command in (
     report.report,
     reproduce.reproduce,
     inspect.inspect,
+    plan.plan,
     doctor.doctor,
     demo.demo,
 ):
