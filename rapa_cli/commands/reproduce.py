@@ -15,12 +15,13 @@ from rapa_cli.errors import CheckFailed, ConfigError, RapaError, suggestion
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
     from rapa_cli.experiments.jobs import Ended, Folder, Job
     from rapa_cli.experiments.probe import Estimate
     from rapa_cli.experiments.running import Engine, Outcome
     from rapa_cli.experiments.settings import Settings
-    from rapa_cli.report.reproduction import Finding
+    from rapa_cli.report.reproduction import Finding, Grid
 
 _ENGINES = ("local", "ray")
 
@@ -300,29 +301,42 @@ def _show_plan(
 
 
 def _show(found: list[Finding], paths: Sequence[Path]) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from rapa_cli.experiments.claims import State
-    from rapa_cli.report.reproduction import cell, estimate, grids
+    from rapa_cli.report.reproduction import estimate, grids
 
+    screen = console.out()
     for finding in found:
         console.show(f"\n{finding.experiment.title} ({finding.experiment.source})")
         for grid in grids(finding.measures):
-            table = Table(box=box.SIMPLE_HEAD, title=grid.title, title_justify="left", pad_edge=False)
-            for heading in ("", *grid.columns):
-                table.add_column(heading)
-            for row, measures in grid.rows:
-                table.add_row(row, *(cell(measure) for measure in measures))
-            console.out().print(table)
+            table = _table(grid)
+            if table.__rich_measure__(screen, screen.options.update(max_width=10_000)).maximum > screen.width:
+                table = _table(grid.transposed)
+            screen.print(table)
     colours = {State.HOLDS: "green", State.FAILS: "bold red", State.UNDECIDED: "yellow", State.NOT_TESTED: "dim"}
     for finding in found:
         for verdict in finding.verdicts:
-            line = f"{verdict.claim}: {verdict.figure} {estimate(verdict)}"
-            console.out().print(Text.assemble((f"{verdict.state.value:<14}", colours[verdict.state]), line))
+            screen.print(Text.assemble((verdict.state.value, colours[verdict.state]), f": {verdict.claim}"))
+            console.show(f"    {verdict.figure}: {estimate(verdict)}")
     for path in paths:
         console.show(f"wrote {path}")
+
+
+def _table(grid: Grid) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from rapa_cli.report.reproduction import cell
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title=grid.title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1)
+    )
+    for heading in ("", *grid.columns):
+        table.add_column(heading)
+    for row, measures in grid.rows:
+        table.add_row(row, *(cell(measure) for measure in measures))
+    return table
 
 
 def _document(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rapa_cli.config import Recipe
 from rapa_cli.experiments.jobs import Job
+from rapa_cli.experiments.measures import paper
 
 PAPER_RECIPE = "paper"
 SCHEMES = ("none", "perforated", "enlarged", "random-fixed", "random", "image-overlap", "image-pad", "alternate")
@@ -86,6 +88,10 @@ class Settings:
             words += ("--set", change)
         tiling = "none" if scheme == "none" else f"{scheme} {counts}"
         return Job(words, f"{network} {tiling} {pool} {data} seed {seed}")
+
+    def paper(self, *keys: str) -> Any:
+        """A figure of the paper, all of which but those of table 1 are of CIFAR-10; None for another data set."""
+        return paper(*keys) if self.data[0] == "cifar10" else None
 
     def recipe_of(self, scheme: str) -> str:
         """The name of the recipe for a scheme."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rapa_cli.experiments.jobs import Job
-from rapa_cli.experiments.measures import Measure, known, paper
+from rapa_cli.experiments.measures import Measure, known
 from rapa_cli.experiments.settings import HUMAN_SNR, LARGE, LARGE_VOTES, VOTES, Settings
 from rapa_cli.experiments.tables import LAST, LOWEST, TRAIN
 
@@ -31,8 +31,8 @@ def large_measures(settings: Settings, found: Found) -> list[Measure]:
         for column, name, of, key, theirs in (
             ("one draw", LOWEST, runs, "best_test_error", None),
             ("one draw", LAST, runs, "test_error", None),
-            ("one draw", TRAIN, runs, "train_error", paper("large", "train")),
-            (f"vote {LARGE_VOTES}", "error (%)", documents, "vote_error", paper("large", "vote")),
+            ("one draw", TRAIN, runs, "train_error", settings.paper("large", "train")),
+            (f"vote {LARGE_VOTES}", "error (%)", documents, "vote_error", settings.paper("large", "vote")),
         )
     ]
 
@@ -88,7 +88,9 @@ def learning_measures(settings: Settings, found: Found) -> list[Measure]:
         epochs = [found.get(run, {}).get("epochs_to", {}).get(f"{_GOAL:g}") for run in runs]
         column = f"vote {VOTES}" if scheme == "random" else "error"
         name = f"epochs to {_GOAL:g} % test error"
-        measures.append(Measure("learning-speed", scheme, column, name, known(epochs), paper("learning-speed", scheme)))
+        measures.append(
+            Measure("learning-speed", scheme, column, name, known(epochs), settings.paper("learning-speed", scheme))
+        )
     return measures
 
 

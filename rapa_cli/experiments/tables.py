@@ -102,7 +102,7 @@ def table2_measures(settings: Settings, found: Found) -> list[Measure]:
     for pool in settings.pools:
         for scheme in _SINGLE:
             runs = [settings.train(scheme, pool=pool, seed=seed) for seed in range(settings.seeds)]
-            measures += errors("table2", pool, scheme, runs, found, paper("table2", pool, scheme))
+            measures += errors("table2", pool, scheme, runs, found, settings.paper("table2", pool, scheme))
         runs = [settings.train("random", pool=pool, seed=seed) for seed in range(settings.seeds)]
         voted = [found.get(settings.vote(run), {}) for run in runs]
         reduced = [found.get(settings.reduce(run), {}) for run in runs]
@@ -111,7 +111,7 @@ def table2_measures(settings: Settings, found: Found) -> list[Measure]:
             (f"vote {VOTES}", "error (%)", [document.get("vote_error") for document in voted], "vote"),
             ("reduced", "error (%)", [document.get("test_error_after") for document in reduced], "reduced"),
         ):
-            figure = None if theirs is None else paper("table2", pool, theirs)
+            figure = None if theirs is None else settings.paper("table2", pool, theirs)
             measures.append(Measure("table2", pool, column, name, known(values), figure))
     return measures
 

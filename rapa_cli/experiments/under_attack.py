@@ -7,7 +7,7 @@ from typing import Any
 
 from rapa_cli.experiments.claims import Estimate, Verdict, pooled
 from rapa_cli.experiments.jobs import Job
-from rapa_cli.experiments.measures import Measure, known, paper
+from rapa_cli.experiments.measures import Measure, known
 from rapa_cli.experiments.settings import HUMAN_SNR, LARGE, TILES, Settings
 
 Found = Mapping[Job, dict[str, Any]]
@@ -44,14 +44,14 @@ def measures(settings: Settings, found: Found) -> list[Measure]:
         points = [[point["accuracy"] for point in sweep["points"]] for sweep in sweeps]
         levels = [f"{point['asked']['snr_db']:g} dB" for point in (sweeps[0]["points"] if sweeps else [])]
         for number, level in enumerate(levels):
-            theirs = paper("figure4", f"accuracy, {name}") if level == f"{HUMAN_SNR} dB" else None
+            theirs = settings.paper("figure4", f"accuracy, {name}") if level == f"{HUMAN_SNR} dB" else None
             values = tuple(each[number] for each in points)
             measured.append(
                 Measure("figure4", name, level, "accuracy of images right without noise (%)", values, theirs)
             )
         if name != "none":
             closed = tuple(100 * _human(sweep)["gap_closed"] for sweep in sweeps)
-            theirs = paper("figure4", f"gap closed, {name}")
+            theirs = settings.paper("figure4", f"gap closed, {name}")
             measured.append(Measure("figure4", name, f"{HUMAN_SNR} dB", "gap closed (%)", closed, theirs))
     for name, (_, confidences) in _jobs(settings).items():
         documents = [found[job]["confidence"] for job in confidences if job in found]

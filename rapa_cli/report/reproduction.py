@@ -62,6 +62,12 @@ class Grid:
     columns: list[str]
     rows: list[tuple[str, list[Measure | None]]]
 
+    @property
+    def transposed(self) -> Grid:
+        """With rows for columns."""
+        rows = [(column, [measures[place] for _, measures in self.rows]) for place, column in enumerate(self.columns)]
+        return Grid(self.title, [name for name, _ in self.rows], rows)
+
 
 def findings(experiments: Mapping[str, Experiment], settings: Settings, found: Results) -> list[Finding]:
     """What the jobs that are done say."""
@@ -90,7 +96,7 @@ def cell(measure: Measure | None) -> str:
     digits = 3 if abs(measure.mean) < 1 else 2
     text = f"{measure.mean:.{digits}f}"
     text += "" if measure.se is None else f" ± {measure.se:.{digits}f}"
-    return text + ("" if measure.paper is None else f" (paper {measure.paper:g}, {measure.difference:+.2f})")
+    return text + ("" if measure.paper is None else f" (paper {measure.paper:g})")
 
 
 def estimate(verdict: Verdict) -> str:
