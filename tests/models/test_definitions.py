@@ -13,6 +13,7 @@ from rapa_cli.layers.network import build, resolve
 from rapa_cli.resources import models_root, names
 
 SHAPE, CLASSES = (3, 32, 32), 10
+LARGER = {"alexnet": (3, 224, 224)}
 SCHEMES: tuple[str, ...] = config.SchemeName.__args__  # type: ignore[attr-defined]
 
 
@@ -24,7 +25,7 @@ def test_the_folders_hold_definitions_only() -> None:
     for kind in ("networks", "recipes"):
         assert _files(kind)
         assert [path.name for path in _files(kind)] == [f"{name}.toml" for name in names(kind)]
-    assert {"full", "enlarged"} <= set(names("networks"))
+    assert {"full", "enlarged", "alexnet"} <= set(names("networks"))
     assert {"paper-none", "paper-tiled", "short"} <= set(names("recipes"))
 
 
@@ -35,9 +36,10 @@ def test_networks_build_and_compute(path: Path, scheme: str) -> None:
     assert definition == config.load_network(str(path))
     assert definition.name == path.stem
     assert definition.description
-    network = build(resolve(definition, SHAPE, scheme=scheme), SHAPE, CLASSES)
+    shape = LARGER.get(path.stem, SHAPE)
+    network = build(resolve(definition, shape, scheme=scheme), shape, CLASSES)
     with torch.no_grad(), draws(network, images=torch.arange(2)):
-        logits = network(torch.rand(2, *SHAPE))
+        logits = network(torch.rand(2, *shape))
     assert logits.shape == (2, CLASSES)
     assert logits.isfinite().all()
 
