@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -62,6 +63,8 @@ class Subject:
 def compute_device(name: str, threads: int | None = None) -> torch.device:
     """The device of a name; sets torch's threads.
 
+    Of the processes that torchrun starts on a host each takes a GPU of its own by `auto` and `cuda`.
+
     Raises:
         ConfigError: this machine has no such device.
     """
@@ -69,6 +72,15 @@ def compute_device(name: str, threads: int | None = None) -> torch.device:
 
     if threads is not None:
         torch.set_num_threads(threads)
+    local = os.environ.get("LOCAL_RANK", "")
+    if name in ("auto", "cuda") and local.isdecimal() and torch.cuda.is_available():
+        if int(local) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, but process {local} "
+                "needs one of its own",
+                hint="start as many processes as there are GPUs by --nproc-per-node, or take --device cpu",
+            )
+        return torch.device("cuda", int(local))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import shlex
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +16,8 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import options
-from rapa_cli.errors import ConfigError, Interrupted, commas
+from rapa_cli.errors import ConfigError, Interrupted, RapaError, commas
+from rapa_cli.training.world import world
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -101,59 +106,73 @@ def train(
     """
     from rapa_cli import runs
     from rapa_cli.commands.session import compute_device, open_data
-    from rapa_cli.training import loop
+    from rapa_cli.training import loop, parallel
+
+    fixed = {
+        "--network": network,
+        "--data": data,
+        "--scheme": scheme,
+        "--tiles": tiles,
+        "--pool": pool,
+        "--arrays": arrays,
+        "--recipe": recipe,
+        "--batch-size": batch_size,
+        "--lr": lr,
+        "--set": settings,
+        "--seed": seed,
+        "--out": out,
+    }
+    given = [name for name, value in fixed.items() if value is not None]
+    with _one_voice(), parallel.joined() as team:
+        place = team.device(lambda: compute_device(device, threads))
+        if resume is not None:
+            if given:
+                raise ConfigError(
+                    f"--resume goes on with the run as it was begun, so {given[0]} cannot be given with it",
+                    hint="only --epochs may be changed",
+                )
+            folder = resume.parent if resume.name == runs.LAST else resume
+            manifest = team.from_first(lambda: _resumed(runs.read_manifest(folder), epochs, team.size))
+            images = team.by_host(lambda: open_data(manifest.data, data_dir))
+            training = loop.resume(folder, manifest, images, place, team)
+        else:
+            name = data or "shapes"
+            images = team.by_host(lambda: open_data(name, data_dir))
+            manifest = team.from_first(
+                lambda: _manifest(
+                    network or "full", recipe or "short", name, images.shape, seed or 0,
+                    scheme=scheme, tiles=tiles, pool=pool, arrays=arrays,
+                    epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [], processes=team.size,
+                )
+            )  # fmt: skip
+            # Built first, so that a network that cannot be built leaves no folder behind.
+            untrained = loop.untrained(manifest, images, place, team)
+            folder = team.from_first(lambda: runs.new_folder(manifest.network.name, manifest.network.scheme, name, out))
+            training = loop.begin(folder, manifest, images, untrained, team)
+        where = ["--data-dir", str(data_dir)] if data_dir is not None else []
+        again = shlex.join(["train", "--resume", str(folder), *where])
+        _run(training, f"rapa {again}" if team.size == 1 else f"torchrun ... -m rapa_cli {again}", json=json)
+
+
+def _run(training: Training, again: str, *, json: bool) -> None:
+    """Trains, and tells how it goes and what came of it; `again` is the command that goes on with the run."""
+    from rapa_cli import runs
+    from rapa_cli.training.parallel import PeerLost
     from rapa_cli.training.stopping import StopRequest
 
-    place = compute_device(device, threads)
-    if resume is not None:
-        fixed = {
-            "--network": network,
-            "--data": data,
-            "--scheme": scheme,
-            "--tiles": tiles,
-            "--pool": pool,
-            "--arrays": arrays,
-            "--recipe": recipe,
-            "--batch-size": batch_size,
-            "--lr": lr,
-            "--set": settings,
-            "--seed": seed,
-            "--out": out,
-        }
-        given = [name for name, value in fixed.items() if value is not None]
-        if given:
-            raise ConfigError(
-                f"--resume goes on with the run as it was begun, so {given[0]} cannot be given with it",
-                hint="only --epochs may be changed",
-            )
-        folder = resume.parent if resume.name == runs.LAST else resume
-        manifest = _resumed(runs.read_manifest(folder), epochs)
-        images = open_data(manifest.data, data_dir)
-        training = loop.resume(folder, manifest, images, place)
-    else:
-        data = data or "shapes"
-        images = open_data(data, data_dir)
-        manifest = _manifest(
-            network or "full", recipe or "short", data, images.shape, seed or 0,
-            scheme=scheme, tiles=tiles, pool=pool, arrays=arrays,
-            epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [],
-        )  # fmt: skip
-        # Built first, so that a network that cannot be built leaves no folder behind.
-        untrained = loop.untrained(manifest, images, place)
-        folder = runs.new_folder(manifest.network.name, manifest.network.scheme, data, out)
-        training = loop.begin(folder, manifest, images, untrained)
-    definition, plan = training.manifest.network, training.manifest.recipe
+    manifest, folder, team = training.manifest, training.folder, training.team
+    definition, plan = manifest.network, manifest.recipe
     console.note(
-        f"{definition.name} on {training.manifest.data} ({len(images.train)} images): "
+        f"{definition.name} on {manifest.data} ({len(training.data.train)} images): "
         f"{definition.scheme} {commas(definition.tiles or ())}, {definition.pool} pooling"
     )
     _note_arrays(training)
-    console.note(f"{plan.epochs} epochs, batch {plan.batch_size}, rate {plan.lr:g}, seed {training.manifest.seed}")
+    together = f" by {team.size} processes" if team.size > 1 else ""
+    console.note(f"{plan.epochs} epochs, batch {plan.batch_size}{together}, rate {plan.lr:g}, seed {manifest.seed}")
     console.note(f"run folder {folder}")
     if training.progress.epoch or training.progress.step:
         console.note(f"going on after epoch {training.progress.epoch}, step {training.progress.step}")
-    where = ["--data-dir", str(data_dir)] if data_dir is not None else []
-    again = shlex.join(["rapa", "train", "--resume", str(folder), *where])
+    lost = False
     try:
         with StopRequest() as stop, _Watcher(plan) as watcher:
             training.run(watcher, stop)
@@ -163,13 +182,41 @@ def train(
     except KeyboardInterrupt:
         console.note(f"not saved after epoch {training.progress.epoch}; go on from there with: {again}")
         raise
+    except PeerLost:
+        lost = True
+        raise
     finally:
-        # What there is to see is drawn also when the run was stopped.
-        if training.rows:
-            _draw_curve(training.rows, training.manifest, folder)
-    if not (folder / runs.LAST).exists():
+        # What there is to see is drawn also when the run was stopped, unless torchrun is ending this process too.
+        if training.rows and team.first and not lost:
+            _draw_curve(training.rows, manifest, folder)
+    if not team.from_first((folder / runs.LAST).exists):
         training.save()
     _summary(training, folder, json=json)
+
+
+def hush() -> None:
+    """Of the processes that torchrun starts only the first speaks: from here on the others say nothing."""
+    if world(os.environ)[0]:
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """As `hush`, but a process tells of what befell itself alone."""
+    from rapa_cli.training.parallel import Unreachable
+
+    hush()
+    try:
+        yield
+    except Exception as error:
+        rank, size = world(os.environ)
+        # The other errors of ours are raised in all processes.
+        if rank and (isinstance(error, Unreachable) or not isinstance(error, RapaError)):
+            assert sys.__stdout__ is not None
+            assert sys.__stderr__ is not None
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            console.note(f"process {rank} of {size} on {platform.node()}:")
+        raise
 
 
 def _note_arrays(training: Training) -> None:
@@ -199,6 +246,7 @@ def _manifest(
     batch_size: int | None,
     lr: float | None,
     settings: list[str],
+    processes: int,
 ) -> Manifest:
     """The run that the options ask for, checked against the shape of the images."""
     from rapa_cli import config
@@ -219,15 +267,16 @@ def _manifest(
     definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool, arrays=made_of)
     definition, plan = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
     definition = resolve(definition, shape)
-    return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=_provenance(recipe))
+    return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=_provenance(recipe, processes))
 
 
-def _resumed(manifest: Manifest, epochs: int | None) -> Manifest:
+def _resumed(manifest: Manifest, epochs: int | None, processes: int) -> Manifest:
     """The run with the epochs asked for and a note that it was resumed beside the command that began it."""
     from rapa_cli.commands.session import command_line
 
     before = manifest.provenance.get("resumed")
-    resumed = f"{_now()} {command_line()}"
+    together = f" by {processes} processes" if processes > 1 else ""
+    resumed = f"{_now()} {command_line()}{together}"
     provenance = {**manifest.provenance, "resumed": f"{before}; {resumed}" if before else resumed}
     recipe = manifest.recipe if epochs is None else manifest.recipe.model_copy(update={"epochs": epochs})
     return manifest.model_copy(update={"recipe": recipe, "provenance": provenance})
@@ -239,7 +288,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _provenance(recipe: str) -> dict[str, str]:
+def _provenance(recipe: str, processes: int) -> dict[str, str]:
     import platform
 
     import torch
@@ -253,6 +302,7 @@ def _provenance(recipe: str) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
+        **({"processes": str(processes)} if processes > 1 else {}),
         "recipe": recipe,
         "command": command_line(),
         "started": _now(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rapa_cli import checkpoint, runs
-from rapa_cli.analysis.evaluation import evaluate
+from rapa_cli.analysis.evaluation import Evaluation, evaluate, evaluating
 from rapa_cli.checkpoint import Description, Progress
 from rapa_cli.data.augmentation import augment, pixels
 from rapa_cli.data.images import DataSet
@@ -24,12 +24,15 @@ from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted
 from rapa_cli.keyed import draws
 from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
+from rapa_cli.training.parallel import ALONE, Team
 from rapa_cli.training.schedule import optimizer, rate, set_rate
 from rapa_cli.training.sgd import AnalogSGD
 from rapa_cli.training.stopping import StopRequest
 
 # What is proposed to somebody whose rate was far above what any training bears.
 _USUAL_RATE = 0.01
+# As many as `evaluate` takes.
+_TEST_BATCH = 200
 
 
 class Watcher(Protocol):
@@ -62,11 +65,11 @@ class Sums:
             progress.seen,
         )
 
-    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Adds a batch, given its mean loss."""
-        self.loss += loss.detach() * len(labels)
-        self.wrong += (logits.detach().argmax(1) != labels).sum()
-        self.seen += len(labels)
+    def add(self, loss: Tensor, wrong: Tensor, images: int) -> None:
+        """Adds a batch, given its mean loss and how many of its images were classified wrongly."""
+        self.loss += loss * images
+        self.wrong += wrong
+        self.seen += images
 
 
 @dataclass
@@ -79,6 +82,7 @@ class Training:
         data: the images.
         network: on its device.
         sgd: the optimizer.
+        team: the processes that train it together, each with a `Training`.
         progress: how far it is.
         rows: the metrics of the epochs so far.
         timing: their times.
@@ -89,6 +93,7 @@ class Training:
     data: DataSet
     network: Network
     sgd: AnalogSGD
+    team: Team = ALONE
     progress: Progress = field(default_factory=Progress)
     rows: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)
@@ -97,16 +102,22 @@ class Training:
         """Trains until the recipe's last epoch.
 
         Raises:
-            Interrupted: a signal came; the state is saved.
+            Interrupted: a signal came, to one process or several; the state is saved.
             KeyboardInterrupt: a second one came; nothing is saved, since it may have come in the middle of a step.
             CheckFailed: the loss is not finite any more; the last good checkpoint is kept.
             FileError: a file could not be written.
+            PeerLost: another process has ended.
         """
         while self.progress.epoch < self.manifest.recipe.epochs:
             self._epoch(watcher, stop)
 
     def save(self) -> None:
-        """Writes last.safetensors."""
+        """Writes last.safetensors, from the first process; all have the same state."""
+        with self.team.together():
+            if self.team.first:
+                self._write_last()
+
+    def _write_last(self) -> None:
         state = self.sgd.state
         momentum = {
             name: state[parameter]["momentum_buffer"]
@@ -129,21 +140,14 @@ class Training:
         try:
             while step < steps:
                 ids = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-                self._step(train.images[ids], train.labels[ids], ids, sums, device)
+                self._step(ids, sums, device)
                 step += 1
                 watcher.step(epoch, step, steps, sums)
-                stop.check()
+                self.team.check(stop)
             self._check_finite(sums)
             training_seconds = time.perf_counter() - start
             watcher.testing(epoch)
-            test = evaluate(
-                self.network,
-                self.data.test.images,
-                self.data.test.labels,
-                seed=seed,
-                draw=epoch,
-                on_batch=lambda _: stop.check(),
-            )
+            test = self._test(stop, device)
         except Interrupted:
             self._check_finite(sums)
             self.progress = before.model_copy(
@@ -181,16 +185,31 @@ class Training:
         self.timing.append(
             {"epoch": epoch + 1, "train_seconds": training_seconds, "seconds": seconds, "images": images}
         )
-        runs.write_rows(self.folder, "metrics", self.rows, lines=True)
-        runs.write_rows(self.folder, "timing", self.timing)
-        if best:
-            checkpoint.save(self.folder / runs.BEST, self._description(), self.network.state_dict(), {})
-        self.save()
+        with self.team.together():
+            if self.team.first:
+                runs.write_rows(self.folder, "metrics", self.rows, lines=True)
+                runs.write_rows(self.folder, "timing", self.timing)
+                if best:
+                    checkpoint.save(self.folder / runs.BEST, self._description(), self.network.state_dict(), {})
+                self._write_last()
         watcher.epoch(row, self.progress, images / max(training_seconds, 1e-9))
 
-    def _step(self, images: Tensor, labels: Tensor, ids: Tensor, sums: Sums, device: torch.device) -> None:
-        recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
-        ids, labels = ids.to(device), labels.to(device)
+    def _step(self, ids: Tensor, sums: Sums, device: torch.device) -> None:
+        """One step, for a batch of training images (B,); this process computes its part of them."""
+        own = ids[self.team.part(len(ids))]
+        loss, wrong = self._gradients(own, device)
+        loss, wrong = self.team.combine(self.network.parameters(), loss, wrong, len(own) / len(ids))
+        self.sgd.step()
+        sums.add(loss, wrong, len(ids))
+
+    def _gradients(self, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Leaves the gradients of the mean loss of images; gives that loss, and how many were classified wrongly."""
+        if not len(ids):
+            self.sgd.zero_grad(set_to_none=True)
+            return torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+        recipe, seed, epoch, train = self.manifest.recipe, self.manifest.seed, self.progress.epoch, self.data.train
+        images, labels = train.images[ids], train.labels[ids].to(device)
+        ids = ids.to(device)
         x = augment(
             pixels(images, device), ids, seed=seed, epoch=epoch, mirror=recipe.mirror, brightness=recipe.brightness
         )
@@ -199,8 +218,31 @@ class Training:
         loss = nn.functional.cross_entropy(logits, labels)
         self.sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.sgd.step()
-        sums.add(logits, labels, loss)
+        return loss.detach(), (logits.detach().argmax(1) != labels).sum()
+
+    def _test(self, stop: StopRequest, device: torch.device) -> Evaluation:
+        """Classifies the test images; several processes share them."""
+        seed, epoch, test, team = self.manifest.seed, self.progress.epoch, self.data.test, self.team
+        if team.size == 1:
+            return evaluate(
+                self.network, test.images, test.labels, seed=seed, draw=epoch, on_batch=lambda _: stop.check()
+            )
+        own = torch.arange(len(test))[team.part(len(test))]
+        wrong = torch.zeros((), dtype=torch.int64, device=device)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        with evaluating(self.network), torch.inference_mode():
+            # The largest part says how many batches there are: all processes must ask equally often whether to stop.
+            for first in range(0, -(-len(test) // team.size), _TEST_BATCH):
+                ids = own[first : first + _TEST_BATCH]
+                if len(ids):
+                    labels = test.labels[ids].to(device)
+                    with draws(self.network, images=ids.to(device), seed=seed, draw=epoch, stream="test"):
+                        logits = self.network(pixels(test.images[ids], device))
+                    wrong += (logits.argmax(1) != labels).sum()
+                    loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+                team.check(stop)
+        all_wrong, all_loss = team.total(float(wrong), float(loss))
+        return Evaluation(len(test), int(all_wrong), all_loss / len(test))
 
     def _check_finite(self, sums: Sums) -> None:
         """Raises CheckFailed before a diverged state could take the place of a good checkpoint."""
@@ -226,35 +268,39 @@ class Training:
         )
 
 
-def untrained(manifest: runs.Manifest, data: DataSet, device: torch.device) -> Network:
-    """The network that a run starts from.
+def untrained(manifest: runs.Manifest, data: DataSet, device: torch.device, team: Team = ALONE) -> Network:
+    """The network that a run starts from, the same in all processes.
 
     Raises:
-        ConfigError: the network does not fit the images.
+        ConfigError: the network does not fit the images, or cannot be trained by several processes.
     """
     statistics = Statistics(data.mean, data.std, data.mean_image)
     network = build(manifest.network, data.shape, len(data.classes), seed=manifest.seed, statistics=statistics)
+    team.accept(network, manifest.recipe.batch_size, data)
     return network.to(device)
 
 
-def begin(folder: Path, manifest: runs.Manifest, data: DataSet, network: Network) -> Training:
+def begin(folder: Path, manifest: runs.Manifest, data: DataSet, network: Network, team: Team = ALONE) -> Training:
     """Starts a run with a network that is not trained yet: writes its manifest."""
     manifest = manifest.model_copy(update={"network": network.definition})
-    runs.write_manifest(folder, manifest)
-    return Training(folder, manifest, data, network, optimizer(network, manifest.recipe))
+    _write_manifest(folder, manifest, team)
+    return Training(folder, manifest, data, network, optimizer(network, manifest.recipe), team)
 
 
-def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.device) -> Training:
+def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.device, team: Team = ALONE) -> Training:
     """Goes on with a run from its last checkpoint, or from the beginning where it has none.
+
+    The number of processes may be another one than before. The first reads the run folder, the others need not see it.
 
     Raises:
         FileError: the checkpoint is damaged or of another network.
-        ConfigError: the data set is another one, or fewer epochs are asked for than are done.
+        ConfigError: the data set is another one, or fewer epochs are asked for than are done, or the network cannot be
+            trained by several processes.
     """
     path = folder / runs.LAST
-    if not path.exists():
-        return begin(folder, manifest, data, untrained(manifest, data, device))
-    saved = checkpoint.read(path)
+    saved = team.from_first(lambda: checkpoint.read(path) if path.exists() else None)
+    if saved is None:
+        return begin(folder, manifest, data, untrained(manifest, data, device, team), team)
     if saved.description.network != manifest.network or saved.description.progress is None:
         raise FileError(f"checkpoint {path} does not belong to the run in {folder}", hint="was it copied there?")
     if saved.description.shape != data.shape or saved.description.classes != data.classes:
@@ -270,6 +316,7 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
             hint=f"allowed are {begun} and more; for fewer begin a new run with --out",
         )
     network = checkpoint.restore(saved, path).to(device)
+    team.accept(network, manifest.recipe.batch_size, data)
     sgd = optimizer(network, manifest.recipe)
     for name, parameter in network.named_parameters():
         if name in saved.optimizer:
@@ -280,7 +327,13 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
                 )
             # In memory as the parameter is, which the optimizer's fused step relies on.
             sgd.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(saved.optimizer[name])
-    rows = [row for row in runs.read_metrics(folder) if row["epoch"] <= progress.epoch]
-    timing = [row for row in runs.read_timing(folder) if row["epoch"] <= progress.epoch]
-    runs.write_manifest(folder, manifest)
-    return Training(folder, manifest, data, network, sgd, progress, rows, timing)
+    rows, timing = team.from_first(lambda: (runs.read_metrics(folder), runs.read_timing(folder)))
+    rows, timing = ([row for row in table if row["epoch"] <= progress.epoch] for table in (rows, timing))
+    _write_manifest(folder, manifest, team)
+    return Training(folder, manifest, data, network, sgd, team, progress, rows, timing)
+
+
+def _write_manifest(folder: Path, manifest: runs.Manifest, team: Team) -> None:
+    with team.together():
+        if team.first:
+            runs.write_manifest(folder, manifest)

@@ -36,9 +36,14 @@ class StopRequest:
     def check(self) -> None:
         """Raises Interrupted if a signal came."""
         if self.exit_code is not None:
-            raise Interrupted("interrupted" if self.exit_code == 130 else "terminated", exit_code=self.exit_code)
+            raise interruption(self.exit_code)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.exit_code == 130 and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.exit_code = 128 + number
+
+
+def interruption(exit_code: int) -> Interrupted:
+    """The error for a signal, by its exit code: 130 or 143."""
+    return Interrupted("interrupted" if exit_code == 130 else "terminated", exit_code=exit_code)
