@@ -105,7 +105,14 @@ def _measured(run: Run, wanted: Any, data_dir: Path | None, place: Any) -> Any:
     from rapa_cli.commands.session import open_data
     from rapa_cli.report import measured
 
-    opened = open_data(run.manifest.data, data_dir)
+    try:
+        opened = open_data(run.manifest.data, data_dir)
+    except FileError as error:
+        known = measured.find(run.folder, wanted)
+        if known is None:
+            raise FileError(error.message, hint=f"{error.hint}; or leave out what needs it: --no-measure") from error
+        console.note(f"{run.folder}: as measured before; {error.message}")
+        return known
     if opened.shape != run.network.shape or len(opened.classes) != run.network.classes:
         raise ConfigError(
             f"{run.folder}: the images of '{run.manifest.data}' do not fit its network any more",

@@ -353,7 +353,7 @@ _STYLE = """
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ed; --weak: #a3acb6; --paper: #14171b; --raised: #1e2329; --line: #39414a; --link: #8cc1f5;
     --good: #7fd396; --bad: #ff9d94; }
-  svg.plot { filter: brightness(1.2) saturate(0.9); }
+  svg.plot:not(:has(image)) { filter: brightness(1.2) saturate(0.9); }
 }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
@@ -368,7 +368,7 @@ a { color: var(--link); }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; margin: 1.2rem 0 0; padding: 0; list-style: none; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 .note { color: var(--weak); font-size: 0.875rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: 0.8rem;
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 9.5rem), 1fr)); gap: 0.8rem;
   margin: 1rem 0; }
 .scroll, figure { max-width: 100%; }
 dl div { padding: 0.8rem 1rem; border-radius: 0.5rem; background: var(--raised); }

@@ -248,6 +248,7 @@ def attacks(named: Named) -> Section:
     for name, curve in curves:
         groups.setdefault((curve.data, curve.images, curve.space, curve.noise), []).append((name, curve))
     for (data, images, space, noise), group in groups.items():
+        where = f"{data}, {images:,} images{'' if noise else ', arrays read without noise'}"
         figure = accuracy_against_snr(
             [
                 Curve(
@@ -259,55 +260,24 @@ def attacks(named: Named) -> Section:
                 )
                 for name, curve in group
             ],
-            "",
+            where,
             space=_SPACES.get(space, space),
             over="images right without noise",
         )
         figure.set_size_inches(5.4, 4.2 + 0.1 * len(group))
-        where = f"{data}, {images:,} images{'' if noise else ', arrays read without noise'}"
-        blocks.append(
-            Picture(
-                figure,
-                f"Accuracy against noise: {where}",
-                " ".join(_said(name, curve) for name, curve in group),
-                caption="Bands are 95 % intervals. "
-                + " ".join(
-                    dict.fromkeys(
-                        f"{name}: {curve.counted / curve.draws:,.10g} images count"
-                        + (f", mean of {curve.draws} draws." if curve.draws > 1 else ".")
-                        for name, curve in group
-                    )
-                ),
-                table=Table(
-                    f"Accuracy under attack, {where}",
-                    [
-                        "run",
-                        "attack",
-                        "asked (dB)",
-                        "SNR (dB)",
-                        "eps x 255",
-                        "accuracy (%)",
-                        "95 % interval",
-                        "all (%)",
-                    ],
-                    [
-                        [
-                            name,
-                            curve.name,
-                            NONE if point.asked_db is None else f"{point.asked_db:g}",
-                            fixed(point.snr_db, 1),
-                            NONE if point.eps is None else f"{255 * point.eps:.2f}",
-                            fixed(point.accuracy, 1),
-                            interval(point.ci95),
-                            f"{point.accuracy_all:.1f}",
-                        ]
-                        for name, curve in group
-                        for point in curve.points
-                    ],
-                    ["SNR and eps: means over the images that count; all: accuracy over all images."],
-                ),
-            )
+        counts = [
+            f"{name}, {curve.name}: {curve.counted / curve.draws:,.10g} images count"
+            + (f", mean of {curve.draws} draws." if curve.draws > 1 else ".")
+            for name, curve in group
+        ]
+        picture = Picture(
+            figure,
+            f"Accuracy against noise: {data}",
+            " ".join(_said(name, curve) for name, curve in group),
+            caption=f"Bands are 95 % intervals. {' '.join(counts)}",
+            table=_points(group, where),
         )
+        blocks.append(Beside([picture, _levels(group, where)]))
     if all((curve.method, curve.threat) == ("fgsm", "fresh-draw") for _, curve in curves):
         blocks.append(
             "FGSM takes its gradient on one draw of the random assignments and is scored on another: a weak attack on "
@@ -327,5 +297,44 @@ def _said(name: str, curve: AttackCurve) -> str:
 
 
 def _at(point: AttackPoint) -> str:
-    level = f"{point.asked_db:g} dB" if point.asked_db is not None else f"eps {255 * number_or_nan(point.eps):.2f}/255"
-    return f"{fixed(point.accuracy, 1)} % at {level}"
+    return f"{fixed(point.accuracy, 1)} % at {_level(point)}"
+
+
+def _points(group: list[tuple[str, AttackCurve]], where: str) -> Table:
+    """Everything that is known of each point."""
+    return Table(
+        f"Accuracy under attack, {where}",
+        ["run", "attack", "asked (dB)", "SNR (dB)", "eps x 255", "accuracy (%)", "95 % interval", "all (%)"],
+        [
+            [
+                name,
+                curve.name,
+                NONE if point.asked_db is None else f"{point.asked_db:g}",
+                fixed(point.snr_db, 1),
+                NONE if point.eps is None else f"{255 * point.eps:.2f}",
+                fixed(point.accuracy, 1),
+                interval(point.ci95),
+                f"{point.accuracy_all:.1f}",
+            ]
+            for name, curve in group
+            for point in curve.points
+        ],
+        ["SNR and eps: means over the images that count; all: accuracy over all images."],
+    )
+
+
+def _levels(group: list[tuple[str, AttackCurve]], where: str) -> Table:
+    """A row for each level, a column for each curve."""
+    names, attacks = ({pair[0] for pair in group}, {pair[1].name for pair in group})
+    columns = [
+        curve.name if len(names) == 1 else name if len(attacks) == 1 else f"{name}: {curve.name}"
+        for name, curve in group
+    ]
+    found = [{_level(point): accuracy(point) for point in curve.points} for _, curve in group]
+    levels = list(dict.fromkeys(level for by_level in found for level in by_level))
+    rows = [[level, *(by_level.get(level, NONE) for by_level in found)] for level in levels]
+    return Table(f"Accuracy (%) with 95 % intervals, {where}", ["noise", *columns], rows)
+
+
+def _level(point: AttackPoint) -> str:
+    return f"{point.asked_db:g} dB" if point.asked_db is not None else f"eps {255 * number_or_nan(point.eps):.3g}/255"

@@ -48,7 +48,7 @@ def page(found: Sequence[Run], commands: Sequence[str] = ()) -> Page:
 def _recipe(named: Named) -> Section:
     recipes = [run.manifest.recipe.model_dump() for _, run in named]
     keys = [key for key in recipes[0] if key != "description"]
-    columns = ["", *(name for name, _ in named)]
+    columns = ["setting", *(name for name, _ in named)]
     plan = [[key.replace("_", " "), *(plain_value(recipe[key]) for recipe in recipes)] for key in keys]
     plan.append(["seed", *(str(run.manifest.seed) for _, run in named)])
     blocks: list[Block] = [Table("Recipe", columns, plan)]
@@ -104,7 +104,7 @@ def _repeat(named: Named, commands: Sequence[str]) -> Section:
             "Every random choice is a function of the seed and of where it is used: the same command on the same "
             "versions, machine and number of threads gives the same weights, and the same figures.",
             Code("\n".join(lines)),
-            Table("Versions and origin", ["", *(name for name, _ in named)], rows),
+            Table("Versions and origin", ["what", *(name for name, _ in named)], rows),
         ],
     )
 
