@@ -332,6 +332,7 @@ def _summary(training: Any, folder: Path, *, json: bool) -> None:
         "best_epoch": progress.best_epoch,
         "seconds": progress.seconds,
         "images_per_second": progress.images / progress.seconds if progress.seconds else None,
+        "test_images": len(training.data.test),
         "seed": training.manifest.seed,
     }
     if json:

@@ -56,15 +56,20 @@ class LocalEngine:
                     if self._stopping:
                         return Ended(128 + signal.SIGTERM, 0.0, message="stopped")
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "rapa_cli", *words],
+                        [sys.executable, "-m", "rapa_cli.experiments.child", *words],
                         cwd=self._folder.path,
-                        stdin=subprocess.DEVNULL,
+                        # Its end tells the job that this process is gone.
+                        stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=log,
                         start_new_session=True,
                     )
                     self._running.add(process)
-                output, _ = process.communicate()
+                assert process.stdout is not None
+                # Not by communicate, which would close the standard input.
+                with process:
+                    output = process.stdout.read()
+                    process.wait()
         finally:
             self._devices.put(device)
         with self._lock:
