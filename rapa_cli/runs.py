@@ -33,6 +33,8 @@ LAST = "last.safetensors"
 BEST = "best.safetensors"
 MANIFEST = "run.json"
 METRICS = ("epoch", "rate", "train_loss", "train_error", "test_loss", "test_error")
+# Columns that only some runs have: the error of a vote, and S of each convolution with several tiles.
+VOTE_ERROR, SIMILARITY = "vote_error", "similarity_"
 
 
 class Manifest(config.Frozen):
@@ -131,7 +133,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or tuple(row) != METRICS or not all(map(_is_number, row.values())):
+            if not isinstance(row, dict) or not _is_metrics(row):
                 raise ValueError(f"line {number} is no row of metrics")
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
@@ -176,6 +178,16 @@ def find_checkpoint(name: str | None, *, best: bool = False) -> Path:
         return zoo
     models = [path.parent.name for path in (models_root() / "zoo").glob(f"*/{BEST}")]
     raise FileError(f"there is no checkpoint {name}", hint=_other_runs(name, models))
+
+
+def _is_metrics(row: dict[str, Any]) -> bool:
+    always, sometimes = list(row.items())[: len(METRICS)], list(row.items())[len(METRICS) :]
+    return (
+        tuple(name for name, _ in always) == METRICS
+        and all(_is_number(value) for _, value in always)
+        and all(name == VOTE_ERROR or name.startswith(SIMILARITY) for name, _ in sometimes)
+        and all(value is None or _is_number(value) for _, value in sometimes)
+    )
 
 
 def _is_number(value: object) -> bool:

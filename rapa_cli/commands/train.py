@@ -332,6 +332,8 @@ def _summary(training: Any, folder: Path, *, json: bool) -> None:
         "best_epoch": progress.best_epoch,
         "seconds": progress.seconds,
         "images_per_second": progress.images / progress.seconds if progress.seconds else None,
+        "test_errors": [row["test_error"] for row in training.rows],
+        "vote_errors": [row[runs.VOTE_ERROR] for row in training.rows if runs.VOTE_ERROR in row] or None,
         "test_images": len(training.data.test),
         "seed": training.manifest.seed,
     }

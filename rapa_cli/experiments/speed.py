@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapa_cli.experiments.jobs import Job
@@ -85,13 +85,19 @@ def learning_measures(settings: Settings, found: Found) -> list[Measure]:
     """The first epoch at which the test error was at most 19 %."""
     measures = []
     for scheme, runs in _learning(settings).items():
-        epochs = [found.get(run, {}).get("epochs_to", {}).get(f"{_GOAL:g}") for run in runs]
+        key = "vote_errors" if scheme == "random" else "test_errors"
+        epochs = [_epochs_to(_GOAL, found[run][key]) for run in runs if run in found]
         column = f"vote {VOTES}" if scheme == "random" else "error"
         name = f"epochs to {_GOAL:g} % test error"
         measures.append(
             Measure("learning-speed", scheme, column, name, known(epochs), settings.paper("learning-speed", scheme))
         )
     return measures
+
+
+def _epochs_to(goal: float, errors: Sequence[float]) -> float | None:
+    """The first epoch, counted from 1, at which the error is at most the goal; None if it never is."""
+    return next((float(epoch) for epoch, error in enumerate(errors, 1) if error <= goal), None)
 
 
 def _large(settings: Settings) -> list[Job]:

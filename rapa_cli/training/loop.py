@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from rapa_cli import checkpoint, runs
 from rapa_cli.analysis.evaluation import Evaluation, evaluate, evaluating
+from rapa_cli.analysis.similarity import similarity
+from rapa_cli.analysis.voting import vote_error
 from rapa_cli.checkpoint import Description, Progress
 from rapa_cli.data.augmentation import augment, pixels
 from rapa_cli.data.images import DataSet
@@ -24,6 +26,7 @@ from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted
 from rapa_cli.keyed import draws
 from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
+from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.training.parallel import ALONE, Team
 from rapa_cli.training.schedule import optimizer, rate, set_rate
 from rapa_cli.training.sgd import AnalogSGD
@@ -148,6 +151,7 @@ class Training:
             training_seconds = time.perf_counter() - start
             watcher.testing(epoch)
             test = self._test(stop, device)
+            more = self._votes(stop) | self._similarities()
         except Interrupted:
             self._check_finite(sums)
             self.progress = before.model_copy(
@@ -169,6 +173,7 @@ class Training:
             "train_error": 100 * int(sums.wrong) / max(sums.seen, 1),
             "test_loss": test.loss,
             "test_error": test.error,
+            **more,
         }
         seconds, images = time.perf_counter() - start, sums.seen - seen_before
         best = before.best_test_error is None or test.error < before.best_test_error
@@ -243,6 +248,23 @@ class Training:
                 team.check(stop)
         all_wrong, all_loss = team.total(float(wrong), float(loss))
         return Evaluation(len(test), int(all_wrong), all_loss / len(test))
+
+    def _votes(self, stop: StopRequest) -> dict[str, float]:
+        """The error of a vote on the test images, where the recipe asks for one; several processes do the same."""
+        draws, test = self.manifest.recipe.test_votes, self.data.test
+        if draws == 1:
+            return {}
+        on_batch = (lambda _: stop.check()) if self.team.size == 1 else None
+        voted = vote_error(self.network, test.images, test.labels, draws, seed=self.manifest.seed, on_batch=on_batch)
+        return {runs.VOTE_ERROR: voted.vote_error}
+
+    def _similarities(self) -> dict[str, float | None]:
+        """S of each convolution with several tiles."""
+        return {
+            f"{runs.SIMILARITY}{name}": similarity(layer.weight)
+            for name, layer in self.network.named_modules()
+            if isinstance(layer, TiledConv2d) and len(layer.weight) > 1
+        }
 
     def _check_finite(self, sums: Sums) -> None:
         """Raises CheckFailed before a diverged state could take the place of a good checkpoint."""

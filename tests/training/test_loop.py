@@ -15,11 +15,14 @@ from torch.nn import functional as F
 
 from rapa_cli import checkpoint, runs
 from rapa_cli.analysis.evaluation import evaluate
+from rapa_cli.analysis.similarity import similarity
+from rapa_cli.analysis.voting import vote_error
 from rapa_cli.checkpoint import Progress
 from rapa_cli.data.augmentation import augment
 from rapa_cli.errors import CheckFailed, ConfigError
 from rapa_cli.keyed import draws
 from rapa_cli.philox import permutation
+from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.training import loop
 from rapa_cli.training.loop import Sums
 from rapa_cli.training.stopping import StopRequest
@@ -144,7 +147,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())] == rows
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows
-    assert tuple(rows[0]) == runs.METRICS
+    assert tuple(rows[0])[: len(runs.METRICS)] == runs.METRICS
     assert [row["rate"] for row in rows] == [0.05, 0.025, 0.0125]
     assert str(tmp_path) not in "".join(
         (tmp_path / name).read_text(encoding="utf-8") for name in names if "safe" not in name
@@ -225,3 +228,18 @@ def test_images_too_small_for_the_network(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="8 x 8"):
         tiny.begin(tmp_path, network={"layers": layers})
     assert not (tmp_path / runs.MANIFEST).exists()
+
+
+def test_votes_and_similarities_are_metrics_where_there_are_any(tmp_path: Path) -> None:
+    plain = tiny.begin(tmp_path / "plain", epochs=1)
+    tiled = tiny.begin(tmp_path / "tiled", epochs=2, test_votes=3, network={"scheme": "random"})
+    run(plain)
+    run(tiled)
+    assert tuple(plain.rows[0]) == runs.METRICS
+    assert tuple(tiled.rows[0]) == (*runs.METRICS, "vote_error", "similarity_conv1")
+    test, network = tiled.data.test, tiled.network
+    assert tiled.rows[-1]["vote_error"] == vote_error(network, test.images, test.labels, 3, seed=3).vote_error
+    layer = dict(network.named_children())["conv1"]
+    assert isinstance(layer, TiledConv2d)
+    assert tiled.rows[-1]["similarity_conv1"] == similarity(layer.weight)
+    assert runs.read_metrics(tmp_path / "tiled") == tiled.rows
