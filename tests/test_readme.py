@@ -13,7 +13,7 @@ from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.specification import arrays_of, named_arrays
 
 ROOT = Path(__file__).parent.parent
-PATHS = (ROOT / "README.md", ROOT / "docs" / "analog.md", ROOT / "docs" / "attacks.md")
+PATHS = (ROOT / "README.md", ROOT / "docs" / "analog.md", ROOT / "docs" / "attacks.md", ROOT / "docs" / "report.md")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in PATHS}
 EXAMPLES = [
     pytest.param(example, id=f"{name}-{number}")
@@ -23,7 +23,7 @@ EXAMPLES = [
 
 # What keeps a command quick; an untrained network serves as well as a trained one.
 QUICK = {"train": ["--epochs", "0"], "attack": ["--images", "6"]}
-QUICK |= {name: ["--images", "20"] for name in ("evaluate", "vote", "reduce")}
+QUICK |= {name: ["--images", "20"] for name in ("evaluate", "vote", "reduce", "report")}
 
 
 @pytest.fixture(scope="module")
