@@ -23,7 +23,8 @@ class Found:
         convolutions: layers with more than one patch for an image, in the order in which they compute: convolutions,
             and linear layers that see each pixel by itself.
         linear: layers of one patch.
-        elsewhere: share of the network's weights that lies in neither, such as the matrices of attention.
+        elsewhere: share of the network's weights that lies in neither, such as the matrices of attention; vectors,
+            such as those of normalisations, are not meant.
     """
 
     convolutions: list[Layer]
@@ -43,7 +44,7 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
             image.
     """
     convolutions, linear = list[Layer](), list[Layer]()
-    counted: dict[str, int] = {}
+    counted: dict[str, set[int]] = {}
 
     def note(name: str, layer: nn.Module, out: Tensor) -> None:
         if name in counted:
@@ -51,7 +52,7 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
                 f"layer '{name}' computes more than once for an image, which is not planned for",
                 hint="plan a network in which each layer computes once",
             )
-        counted[name] = sum(parameter.numel() for parameter in layer.parameters())
+        counted[name] = {id(parameter) for parameter in layer.parameters()}
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
             patches = out[0].numel() // layer.out_features
@@ -92,9 +93,10 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
             layer.training = training
     if not convolutions:
         raise ConfigError("the network has no convolution", hint="plan a convolutional network")
-    everything = sum(parameter.numel() for parameter in network.parameters())
-    matrices = sum(parameter.numel() for parameter in network.parameters() if parameter.ndim > 1)
-    return Found(convolutions, linear, max(matrices - sum(counted.values()), 0) / everything)
+    inside = set().union(*counted.values())
+    outside = [weight for weight in network.parameters() if weight.ndim > 1 and id(weight) not in inside]
+    everything = sum(weight.numel() for weight in network.parameters())
+    return Found(convolutions, linear, sum(weight.numel() for weight in outside) / everything)
 
 
 def torchvision_layers(name: str, size: int = 224) -> Found:

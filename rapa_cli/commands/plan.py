@@ -178,7 +178,10 @@ def _hardware(
     for name, value in given.items():
         if not math.isfinite(value) or value < 0 or (name == "integration_ns" and not value):
             allowed = "numbers above 0" if name == "integration_ns" else "numbers from 0"
-            raise ConfigError(f"--{name.replace('_', '-')}: got {value:g}", hint=f"allowed are {allowed}")
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: got {value:g}, allowed are {allowed}",
+                hint="leave it out to take the default",
+            )
     return Hardware(**given, rows=rows, columns=columns)
 
 
@@ -252,16 +255,21 @@ def _width(plan: Plan, suffix: str = "") -> dict[str, Any]:
 def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan, before: Plan) -> None:
     counts = [layer.tiles for layer in found.layers]
     tiling = commas(counts) if len(counts) <= _FEW else f"{len(counts)} layers"
+    if subject.checkpoint is not None:
+        console.show(f"checkpoint    {subject.checkpoint}")
     console.show(f"network       {subject.name}, images {_size(subject)}")
     console.show(
         f"tiling        {found.scheme} ({tiling}), {found.arrays:,} {_plural('array', found.arrays)}, "
         f"{found.weights:,} weights"
     )
+    console.show("")
     console.out().print(_table(document))
+    console.show("\ncycles: operations one after the other; busy: their share of the slowest layer's\n")
     faster, slower = found.acceleration, found.acceleration_sequential
     console.show(
         f"acceleration  {faster:.1f} times with layers pipelined, {slower:.1f} times one after the other\n"
-        f"bottleneck    {_operations(found)}; untiled {_operations(untiled)}\n"
+        f"bottleneck    {_operations(found)}\n"
+        f"              untiled {_operations(untiled)}\n"
         f"idle          {document['idle_arrays']:.1f} of {found.arrays:,} arrays on average while pipelined\n"
         f"time          {_time(found.interval)} from image to image, {_time(found.latency)} through all layers\n"
         f"              untiled {_time(untiled.interval)} and {_time(untiled.latency)}\n"
@@ -316,10 +324,10 @@ def _table(document: dict[str, Any]) -> Any:
         del columns["arrays"]
     screen = console.out()
     for heading in _DISPENSABLE:
-        # Two spaces lie between columns, and one at either end.
+        # Two spaces lie between columns.
         if sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items()) > screen.width:
             columns.pop(heading, None)
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
@@ -328,7 +336,10 @@ def _table(document: dict[str, Any]) -> Any:
 
 
 def _operations(plan: Plan) -> str:
-    return f"{plan.bottleneck.name} with {plan.bottleneck.array_cycles:,} operations"
+    most = plan.bottleneck.array_cycles
+    alike = len(plan.layers) > 1 and all(layer.array_cycles == most for layer in plan.layers)
+    who = "none, each layer" if alike else plan.bottleneck.name
+    return f"{who} with {most:,} {_plural('operation', most)}"
 
 
 def _size(subject: Subject) -> str:
