@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from rapa_cli.errors import FileError
+from rapa_cli.errors import ConfigError, FileError
+
+LOCK = ".lock"
+_HOLDER_BYTES = 200
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another folder with --out"),
@@ -76,6 +82,40 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process alone as long as the block lasts.
+
+    The operating system lets go of it when the process ends, in whatever way, so that nothing is left of a killed one.
+
+    Raises:
+        ConfigError: another process holds it; the message says which.
+        FileError: the folder cannot be written.
+    """
+    path = folder / LOCK
+    with explained(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, _HOLDER_BYTES, 0).decode("utf-8", "replace").strip() or "another process"
+            raise ConfigError(
+                f"{folder} is in use by {holder}", hint="wait for it, stop it, or choose another folder"
+            ) from None
+        except OSError as error:
+            # Some network file systems cannot lock; a run there is on its own.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        with explained(path):
+            os.ftruncate(handle, 0)
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
 
 
 def system_error(error: Exception) -> OSError:

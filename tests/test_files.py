@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rapa_cli import files
-from rapa_cli.errors import FileError
+from rapa_cli.errors import ConfigError, FileError
+from rapa_cli.files import held
 
 
 def only(folder: Path) -> list[str]:
@@ -154,3 +157,29 @@ def test_no_permission_as_the_system_says_it(tmp_path: Path, monkeypatch: pytest
 )
 def test_the_systems_error_in_a_text(text: str, number: int | None) -> None:
     assert files.system_error(ValueError(text)).errno == number
+
+
+def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from rapa_cli.files import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        message = rf"{tmp_path} is in use by process {other.pid} on \S+, since 20"
+        with pytest.raises(ConfigError, match=message), held(tmp_path):
+            pass
+        other.kill()
+    with held(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} on"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_cannot_be_held(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="the folder does not exist any more"), held(tmp_path / "gone"):
+        pass

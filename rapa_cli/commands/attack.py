@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from rapa_cli.errors import CheckFailed, ConfigError
 
 if TYPE_CHECKING:
     from rapa_cli.attacks.evaluation import Evaluation
+    from rapa_cli.attacks.records import Records
     from rapa_cli.attacks.results import Result
     from rapa_cli.attacks.sanity import Line
     from rapa_cli.commands.session import Subject
@@ -182,10 +184,8 @@ def attack(
         batch_size,
     )
     from rapa_cli.attacks import records as store
-    from rapa_cli.attacks.evaluation import Evaluation, attacks_named
-    from rapa_cli.attacks.results import results
-    from rapa_cli.commands import attack_report
     from rapa_cli.commands.session import subject
+    from rapa_cli.files import held
 
     begun = None if resume is None else store.read(resume)
     request = request if begun is None else request.or_as(begun.settings)
@@ -207,6 +207,17 @@ def attack(
     if begun is not None:
         store.check_same(begun, job.settings)
     records = begun or store.begin(out, job.settings, first.labels)
+    with contextlib.nullcontext() if records.folder is None else held(records.folder):
+        _evaluate(job, records, sanity=sanity, strict=strict, json=json)
+
+
+def _evaluate(job: Job, records: Records, *, sanity: bool | None, strict: bool, json: bool) -> None:
+    """Does what is left of an evaluation, and shows what it found."""
+    from rapa_cli.attacks.evaluation import Evaluation, attacks_named
+    from rapa_cli.attacks.results import results
+    from rapa_cli.commands import attack_report
+
+    first = job.subjects[0]
     networks = [one.network for one in job.subjects]
     with _progress() as (on_part, on_cost, set_total):
         run = Evaluation(

@@ -103,6 +103,7 @@ def reproduce(
     from rapa_cli.experiments import catalog, running
     from rapa_cli.experiments.jobs import Folder, Results
     from rapa_cli.experiments.settings import POOLS, SCHEMES, Settings
+    from rapa_cli.files import held
 
     if engine not in _ENGINES:
         raise ConfigError(f"--engine: there is no '{engine}'", hint=suggestion(engine, _ENGINES))
@@ -135,12 +136,14 @@ def reproduce(
             return
         if left:
             runner = _engine(engine, folder, slots, threads, devices, data_dir, address, cpus, gpus)
-            try:
-                outcome = _run(folder, planned, runner, estimated)
-            except BaseException:
-                _write(folder, experiments, planned, wanted, {})
-                console.note("what is done is kept; go on with the same command")
-                raise
+            folder.make()
+            with held(folder.path):
+                try:
+                    outcome = _run(folder, planned, runner, estimated)
+                except BaseException:
+                    _write(folder, experiments, planned, wanted, {})
+                    console.note("what is done is kept; go on with the same command")
+                    raise
     found, paths = _write(folder, experiments, planned, wanted, outcome.failed)
     if json:
         console.print_json(_document(folder, found, outcome, paths, Results(folder, planned), planned))

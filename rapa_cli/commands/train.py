@@ -106,6 +106,7 @@ def train(
     """
     from rapa_cli import runs
     from rapa_cli.commands.session import compute_device, open_data
+    from rapa_cli.files import held
     from rapa_cli.training import loop, parallel
 
     fixed = {
@@ -123,7 +124,13 @@ def train(
         "--out": out,
     }
     given = [name for name, value in fixed.items() if value is not None]
-    with _one_voice(), parallel.joined() as team:
+    with _one_voice(), contextlib.ExitStack() as stack, parallel.joined() as team:
+
+        def hold(chosen: Path) -> Path:
+            stack.enter_context(held(chosen))
+            return chosen
+
+        team.same_options({**fixed, "--epochs": epochs, "--resume": resume})
         place = team.device(lambda: compute_device(device, threads))
         if resume is not None:
             if given:
@@ -133,6 +140,7 @@ def train(
                 )
             folder = resume.parent if resume.name == runs.LAST else resume
             manifest = team.from_first(lambda: _resumed(runs.read_manifest(folder), epochs, team.size))
+            team.from_first(lambda: hold(folder))
             images = team.by_host(lambda: open_data(manifest.data, data_dir))
             training = loop.resume(folder, manifest, images, place, team)
         else:
@@ -147,7 +155,8 @@ def train(
             )  # fmt: skip
             # Built first, so that a network that cannot be built leaves no folder behind.
             untrained = loop.untrained(manifest, images, place, team)
-            folder = team.from_first(lambda: runs.new_folder(manifest.network.name, manifest.network.scheme, name, out))
+            kind = manifest.network.name, manifest.network.scheme, name
+            folder = team.from_first(lambda: hold(runs.new_folder(*kind, out)))
             training = loop.begin(folder, manifest, images, untrained, team)
         where = ["--data-dir", str(data_dir)] if data_dir is not None else []
         again = shlex.join(["train", "--resume", str(folder), *where])

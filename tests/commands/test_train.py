@@ -19,6 +19,7 @@ from rich.console import Console
 
 from rapa_cli import checkpoint, runs
 from rapa_cli.commands.train import _Watcher
+from rapa_cli.files import held
 from rapa_cli.training.loop import Sums, Training
 from tests.commands.conftest import TRAIN, Run, refused
 from tests.training import tiny
@@ -379,3 +380,13 @@ def test_the_bar_of_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (task.total, task.completed) == (24, 17)
         watcher.testing(2)
         assert task.description == "epoch 3/4  testing"
+
+
+def test_two_runs_in_one_folder(rapa: Run) -> None:
+    with held(Path("runs/done")):
+        refused(rapa("train", "--resume", "runs/done", "--epochs", "9"), 2, "runs/done is in use by process", "wait")
+    Path("new").mkdir()
+    with held(Path("new")):
+        refused(rapa(*TRAIN, "--epochs", "1", "--out", "new"), 2, "new is in use by process", "another folder")
+    assert not Path("new/run.json").exists()
+    assert rapa("train", "--resume", "runs/done", "--epochs", "4", "--json").document["epochs"] == 4
