@@ -57,7 +57,8 @@ def commands() -> list[list[str]]:
     return found
 
 
-COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "bench", "data", "doctor", "demo"]
+COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "plan", "report", "reproduce"]
+COMMANDS += ["bench", "data", "doctor", "demo"]
 
 
 def test_the_commands() -> None:
