@@ -11,7 +11,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -93,6 +93,24 @@ class Team:
             with _reached(), _nothing_on_stdout():
                 self._group = torch.distributed.new_group(backend="nccl", timeout=_TIMEOUT)
         return device
+
+    def same_options(self, options: Mapping[str, object]) -> None:
+        """Checks that all processes were asked for the same.
+
+        Raises:
+            ConfigError: they were not; the first option that differs is named.
+        """
+        if self.size == 1:
+            return
+        plain = {name: "nothing" if value is None else str(value) for name, value in options.items()}
+        found = self._gathered(plain)
+        for name, value in found[0].items():
+            other = next((rank for rank, one in enumerate(found) if one[name] != value), None)
+            if other is not None:
+                raise ConfigError(
+                    f"{name}: process 0 was started with {value}, process {other} with {found[other][name]}",
+                    hint="give all processes the same options; --data-dir, --device and --threads may differ",
+                )
 
     def accept(self, network: nn.Module, batch_size: int, data: DataSet) -> None:
         """Checks that several processes train a network as one does.
