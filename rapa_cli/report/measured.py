@@ -145,7 +145,7 @@ class Measured(config.Frozen):
         single: one draw.
         votes: the majority of several; None where all draws are the same.
         reduced: the network with one kernel matrix for each layer; None where it has no more than that.
-        attack: FGSM, a gradient on one draw, the score on another.
+        attack: FGSM, a gradient on one draw, the score on another; None where other attacks took its place.
     """
 
     settings: Settings
@@ -153,7 +153,7 @@ class Measured(config.Frozen):
     single: Errors
     votes: Errors | None
     reduced: Errors | None
-    attack: AttackCurve
+    attack: AttackCurve | None
 
 
 class _Kept(config.Frozen):
@@ -167,6 +167,7 @@ def measure(
     labels: Tensor,
     settings: Settings,
     *,
+    attacked: bool = True,
     on_part: Callable[[str], None] = lambda _: None,
     on_cost: Callable[[int], None] = lambda _: None,
 ) -> Measured:
@@ -177,6 +178,7 @@ def measure(
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
         settings: as they are kept.
+        attacked: whether under attack too.
         on_part: called with what is about to be done, in words.
         on_cost: called as it goes on with passes of one image forward through the network; `cost` is their sum.
     """
@@ -196,19 +198,21 @@ def measure(
     if can_be_reduced(network):
         on_part("reduced")
         reduced = errors(reduce(network))
-    on_part("under attack")
-    points = attack(
-        network,
-        images,
-        labels,
-        [records.Level(snr_db=value) for value in settings.snr],
-        seed=seed,
-        batch_size=batching.batch_size(network, tuple(images.shape[1:])),
-        on_batch=lambda n: on_cost(n * _ATTACK_COST),
-    )
-    curve = AttackCurve(
-        data=settings.data, images=count, counted=points[0].counted, seed=seed, points=tuple(map(_point, points))
-    )
+    curve = None
+    if attacked:
+        on_part("under attack")
+        points = attack(
+            network,
+            images,
+            labels,
+            [records.Level(snr_db=value) for value in settings.snr],
+            seed=seed,
+            batch_size=batching.batch_size(network, tuple(images.shape[1:])),
+            on_batch=lambda n: on_cost(n * _ATTACK_COST),
+        )
+        curve = AttackCurve(
+            data=settings.data, images=count, counted=points[0].counted, seed=seed, points=tuple(map(_point, points))
+        )
     return Measured(
         settings=settings,
         device=next(network.parameters()).device.type,
@@ -219,10 +223,10 @@ def measure(
     )
 
 
-def cost(network: nn.Module, images: int, settings: Settings) -> int:
+def cost(network: nn.Module, images: int, settings: Settings, *, attacked: bool = True) -> int:
     """What `measure` costs, in passes of one image forward through the network."""
     votes = settings.votes if draws_differ(network) else 0
-    return images * (1 + votes + can_be_reduced(network) + _ATTACK_COST)
+    return images * (1 + votes + can_be_reduced(network) + (_ATTACK_COST if attacked else 0))
 
 
 def draws_differ(network: nn.Module) -> bool:

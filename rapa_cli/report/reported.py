@@ -64,7 +64,7 @@ class Run:
     @property
     def curves(self) -> list[AttackCurve]:
         """Recorded attacks, or else the measured one."""
-        return self.recorded or ([self.measured.attack] if self.measured else [])
+        return self.recorded or ([self.measured.attack] if self.measured and self.measured.attack else [])
 
     @property
     def tiling(self) -> str:

@@ -88,7 +88,7 @@ def _repeat(named: Named, commands: Sequence[str]) -> Section:
                 ["evaluate", str(run.folder)],
                 *([["vote", str(run.folder), "-n", str(settings.votes)]] if run.measured.votes else []),
                 *([["reduce", str(run.folder)]] if run.measured.reduced else []),
-                ["attack", str(run.folder), "--snr", ",".join(f"{value:g}" for value in settings.snr)],
+                *([_attack(run, settings.snr)] if run.measured.attack and not run.recorded else []),
             ):
                 lines.append(shlex.join(["rapa", *words, *some, "--seed", str(settings.seed), *more]))
     if commands:
@@ -107,6 +107,10 @@ def _repeat(named: Named, commands: Sequence[str]) -> Section:
             Table("Versions and origin", ["what", *(name for name, _ in named)], rows),
         ],
     )
+
+
+def _attack(run: Run, snr: Sequence[float]) -> list[str]:
+    return ["attack", str(run.folder), "--snr", ",".join(f"{value:g}" for value in snr)]
 
 
 def _settings(layer: config.Layer) -> Iterable[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rapa_cli.attacks.records import digest
 from rapa_cli.report import measured
 from tests.commands.conftest import TRAIN, Run, refused
 from tests.report import browser
@@ -164,6 +165,12 @@ def test_recorded_attacks_take_the_place_of_the_measured_one(rapa: Run, finished
     assert "pgd, fresh-draw" in text
     assert "eps 8/255" in text
     assert "mini, 9 images" in text
+    kept = measured.find(
+        finished, measured.Settings(checkpoint=digest(finished / "last.safetensors"), data="mini", images=1000)
+    )
+    assert kept is not None
+    assert kept.attack is None, "nothing was measured in vain"
+    assert [curve["method"] for curve in rapa("report", DONE, "--json").document["runs"][0]["attacks"]] == ["fgsm"]
     hint = "an attack on the last checkpoint does not go with --best"
     refused(rapa("report", DONE, "--best", "--attacks", "recorded"), 2, "are of other checkpoints", hint)
     refused(rapa("report", DONE, "--attacks", "nowhere"), 3, "there is no nowhere", "rapa attack --out DIR")
