@@ -32,12 +32,13 @@ from rapa_cli.commands import (
     plan,
     reduce,
     report,
+    regularizer,
     reproduce,
     session,
     train,
     vote,
 )
-from rapa_cli.errors import FileError, Interrupted, RapaError, suggestion
+from rapa_cli.errors import FileError, Interrupted, RapaError, one_line, suggestion
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -79,6 +80,7 @@ for _command in (
     reduce.reduce,
     report.report,
     reproduce.reproduce,
+    regularizer.regularizer,
     inspect.inspect,
     plan.plan,
     doctor.doctor,
@@ -222,15 +224,9 @@ def _say(message: str, hint: str | None = None, *, prefix: str = "") -> None:
 
     console = err()
     colour = "bold red" if prefix else "bold yellow"
-    console.print(Text.assemble((prefix, colour), _one_line(message)), soft_wrap=True)
+    console.print(Text.assemble((prefix, colour), one_line(message)), soft_wrap=True)
     if hint:
-        console.print(Text.assemble(("hint: ", "bold cyan"), _one_line(hint)), soft_wrap=True)
-
-
-def _one_line(text: str) -> str:
-    """The text with everything that would break or hide the line written as an escape."""
-    joined = " ".join(text.splitlines())
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined)
+        console.print(Text.assemble(("hint: ", "bold cyan"), one_line(hint)), soft_wrap=True)
 
 
 def _silence_output() -> int:

@@ -31,8 +31,7 @@ def measures(settings: Settings, found: Found) -> list[Measure]:
     document = found.get(jobs(settings)[0])
     rows = [] if document is None else document["rows"]
     return [
-        Measure("regularizer", f"{row['tiles']} tiles", "logistic regression", name, tuple(row[key]))
+        Measure("regularizer", f"{row['tiles']}", row["training"], name, tuple(row[key]))
         for row in rows
         for key, name in _MEASURES.items()
-        if key in row
     ]

@@ -322,4 +322,13 @@ def _tiles(finding: Finding) -> dict[str, Picture]:
 
 
 def _regularizer(settings: Settings, results: Results) -> dict[str, Picture]:
-    return {}
+    from rapa_cli.experiments.theory import jobs
+    from rapa_cli.report.regularizer_figure import regularizer_against_tiles
+
+    document = results.get(jobs(settings)[0])
+    if document is None:
+        return {}
+    title = f"{document['data']}: {' or '.join(document['classes'])}, {document['images']} training images"
+    figure = regularizer_against_tiles(document["rows"], title)
+    text = "R and its approximation, the variance across tiles, losses and errors against the number of tiles."
+    return {"": Picture(figure, "Logistic regressions with ever more tiles", text, wide=True)}

@@ -7,7 +7,6 @@ import io
 import json
 import math
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from tests.training import tiny
 SETTINGS = Settings(
     epochs=1, seeds=1, data=("mini",), images=20, recipe="short", pools=("max", "average"), tiles=(8, 16)
 )
-QUICK = [name for name in EXPERIMENTS if name != "regularizer"]
 
 
 def do(folder: Folder, job: Job) -> None:
@@ -51,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         assert app.run(["data", "get", "mini", "--from", str(place / "arrays")]) == 0
         found = Folder(place / "done")
         found.make()
-        for job in with_needs(job for name in QUICK for job in EXPERIMENTS[name].jobs(SETTINGS)):
+        for job in with_needs(job for name in EXPERIMENTS for job in EXPERIMENTS[name].jobs(SETTINGS)):
             if found.result(job) is None:
                 do(found, job)
     return found
@@ -62,7 +60,7 @@ def results(folder: Folder, name: str) -> Results:
 
 
 @pytest.mark.slow  # trains some twenty networks
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_cell_is_filled(folder: Folder, name: str) -> None:
     measures = EXPERIMENTS[name].measures(SETTINGS, results(folder, name))
     # Networks that were hardly trained reach no 19 %, have no wrong image, or tiles of one filter.
@@ -87,8 +85,8 @@ def test_table_2_says_what_its_jobs_have_found(folder: Folder) -> None:
 
 @pytest.mark.slow
 def test_tables_and_the_page_are_written(folder: Folder) -> None:
-    every = Results(folder, [job for name in QUICK for job in EXPERIMENTS[name].jobs(SETTINGS)])
-    experiments = {name: EXPERIMENTS[name] for name in QUICK}
+    every = Results(folder, [job for name in EXPERIMENTS for job in EXPERIMENTS[name].jobs(SETTINGS)])
+    experiments = EXPERIMENTS
     found = reproduction.findings(experiments, SETTINGS, every)
     failed = {SETTINGS.train("none", seed=9): Ended(3, 1.0, message="error: <the disk> is full")}
     paths = reproduction.write(folder, found, SETTINGS, every, failed, "rapa reproduce all")
