@@ -25,7 +25,7 @@ def regularizer_against_tiles(rows: Sequence[Mapping[str, Any]], title: str) -> 
         rows: of `run_regularizer`.
         title: of the figure.
     """
-    figure = Figure(figsize=(9.2, 7.2), layout="constrained")
+    figure = Figure(figsize=(9.2, 7.6), layout="constrained")
     FigureCanvasAgg(figure)
     grid: Any = figure.subplots(2, 2, sharex=True)
     size, spread = grid[0]
@@ -65,8 +65,11 @@ def regularizer_against_tiles(rows: Sequence[Mapping[str, Any]], title: str) -> 
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-        if axes.lines:
+        if axes.lines and axes in grid[0]:
             axes.legend(frameon=False, fontsize=8)
+        elif axes.lines:
+            # There is no place among so many curves.
+            axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     seeds = len(rows[0]["seed"]) if rows else 0
     over = f"\nmeans over {seeds} seeds, bands of one standard error" if seeds > 1 else ""
     figure.suptitle(f"{title}{over}", x=0.01, horizontalalignment="left", fontsize=10, parse_math=False)

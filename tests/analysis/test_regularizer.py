@@ -258,7 +258,7 @@ def test_monte_carlo_and_its_standard_error(law: module.Law) -> None:
     draws = all_draws(theta) if law == "independent" else balanced_draws(2, 4)
     expected, mean, r = oracle(x, y, theta, draws)
     assert expected - mean == pytest.approx(r, rel=1e-10), "the loss splits under either law"
-    repeats = 200
+    repeats = 400
     found = [sampled_regularizer(x, theta, draws=200, seed=seed, law=law) for seed in range(repeats)]
     standard = torch.tensor([(each.value - r) / each.standard_error for each in found])
     assert abs(float(standard.mean())) < 4 / math.sqrt(repeats), "no bias"
