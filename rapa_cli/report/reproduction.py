@@ -157,7 +157,7 @@ def claim_row(verdict: Verdict) -> dict[str, Any]:
 
 
 def _subtitle(settings: Settings) -> str:
-    epochs = "the recipe's epochs" if settings.epochs is None else f"{settings.epochs} epochs"
+    epochs = "the recipe's epochs" if settings.epochs is None else f"epochs {settings.epochs}"
     seeds = "one seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
     images = "all test images" if settings.images is None else f"{settings.images:,} test images where not all"
     changes = f", {', '.join(settings.changes)}" if settings.changes else ""
@@ -177,7 +177,7 @@ def _claims(found: list[Finding]) -> Section:
         "it lies on the other; else it is undecided. With one seed the interval is that of the test images alone."
     ]
     counts = ", ".join(
-        f"{count} {state.value}" for state in State if (count := sum(each.state is state for each in verdicts))
+        f"{state.value}: {count}" for state in State if (count := sum(each.state is state for each in verdicts))
     )
     columns = ["claim", "verdict", "found", "figure"]
     return Section("The paper's claims", [f"{counts}.", Table("Claims", columns, rows, notes)])
@@ -188,7 +188,7 @@ def _section(folder: Folder, finding: Finding, settings: Settings, results: Resu
     blocks += [
         Table(
             grid.title,
-            [finding.name, *grid.columns],
+            ["", *grid.columns],
             [[row, *(cell(measure) for measure in measures)] for row, measures in grid.rows],
         )
         for grid in grids(finding.measures)
