@@ -10,18 +10,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rapa_cli import config
+from rapa_cli import config, tensors
 from rapa_cli.errors import FileError, RapaError
 from rapa_cli.files import atomic, system_error
-from rapa_cli.layers.network import Network, build
+from rapa_cli.layers.network import Network, build, fewest_numbers
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.runs import LAST
 
@@ -89,8 +89,8 @@ def save(path: Path, description: Description, state: Mapping[str, Tensor], opti
     Raises:
         FileError: it cannot be written; an older file of that name is as it was.
     """
-    tensors = {**state, **{OPTIMIZER + name: tensor for name, tensor in optimizer.items()}}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    everything = {**state, **{OPTIMIZER + name: tensor for name, tensor in optimizer.items()}}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in everything.items()}
     document = json.dumps(description.model_dump(mode="json"))
     with atomic(path) as temporary:
         try:
@@ -105,12 +105,17 @@ def read(path: Path) -> Checkpoint:
     Raises:
         FileError: missing, damaged, or no checkpoint of this program.
     """
-    with _opened(path) as file:
-        description = _description(path, file)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
-    rest = {name.removeprefix(OPTIMIZER): tensor for name, tensor in tensors.items() if name not in own}
-    return Checkpoint(description, own, rest)
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, not a checkpoint", hint="name the .safetensors file in it")
+    if not path.is_file():
+        raise FileError(f"there is no checkpoint {path}", hint="`rapa train` writes one into its run folder")
+    try:
+        found, metadata = tensors.read(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    own = {name: tensor for name, tensor in found.items() if not name.startswith(OPTIMIZER)}
+    rest = {name.removeprefix(OPTIMIZER): tensor for name, tensor in found.items() if name not in own}
+    return Checkpoint(_description(path, metadata), own, rest)
 
 
 def load(path: str | Path) -> Network:
@@ -139,8 +144,13 @@ def restore(checkpoint: Checkpoint, path: Path) -> Network:
         FileError: its tensors do not fit the network it describes.
     """
     description = checkpoint.description
+    wanted = description.network, description.shape, len(description.classes)
     try:
-        network = build(description.network, description.shape, len(description.classes), seed=description.seed)
+        # Told before it is built, which may take more memory than there is.
+        fewest, held = fewest_numbers(*wanted), sum(tensor.numel() for tensor in checkpoint.state.values())
+        if fewest > held:
+            raise ValueError(f"it has {fewest} weights at least, and the file {held}")
+        network = build(*wanted, seed=description.seed)
     except (RapaError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         # A damaged definition can ask for sizes that torch or the memory has no room for; torch adds a stack trace.
         reason = str(error).partition("\n")[0]
@@ -162,26 +172,15 @@ def restore(checkpoint: Checkpoint, path: Path) -> Network:
     return network
 
 
-def _opened(path: Path) -> Any:
-    if path.is_dir():
-        raise FileError(f"{path} is a folder, not a checkpoint", hint="name the .safetensors file in it")
-    if not path.is_file():
-        raise FileError(f"there is no checkpoint {path}", hint="`rapa train` writes one into its run folder")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, str(error)) from None
-
-
-def _description(path: Path, file: Any) -> Description:
-    document = (file.metadata() or {}).get(_KEY)
+def _description(path: Path, metadata: Mapping[str, str]) -> Description:
+    document = metadata.get(_KEY)
     if document is None:
         raise _damaged(path, "it is no checkpoint of this program (no description in it)")
     try:
-        found = json.loads(document)
+        found = config.read_json(document)
         if not _is_data_set(found):
             return config.validate(Description, found, "its description")
-    except (RapaError, ValueError, RecursionError) as error:
+    except (RapaError, ValueError) as error:
         raise _damaged(path, str(error)) from None
     hint = f"name a checkpoint or a run folder; its images are used by --data {path.absolute().parent.name}"
     raise FileError(f"{path} is a data set, not a checkpoint", hint=hint)

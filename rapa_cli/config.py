@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,6 +21,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # Far above any real layer, and far below what overflows.
 _LARGEST = 65_536
+_MOST_LAYERS = 1000
+# Bytes of a TOML file, far above any definition: the parser's time grows with the square of a key's length.
+_MOST_TOML = 2**16
+# How many wrong keys and values a message names.
+_MOST_PROBLEMS = 20
 _SET_HINT = "values are TOML: 0.01, true, [16, 4, 1]"
 
 
@@ -103,9 +109,9 @@ class Network(Frozen):
     normalization: Literal["mean-std", "mean-image", "none"] = "mean-std"
     pool: PoolMethod = "max"
     scheme: SchemeName = "none"
-    tiles: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    tiles: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, max_length=_MOST_LAYERS)
     arrays: str | dict[str, Any] = "ideal"
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = Field(max_length=_MOST_LAYERS)
 
 
 class Recipe(Frozen):
@@ -189,11 +195,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MOST_TOML + 1)
     except OSError as error:
         hint = "name a TOML file that you may read, or a definition of the package"
         raise FileError(f"cannot read {path}: {error.strerror}", hint=hint) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    if len(content) > _MOST_TOML:
+        raise ConfigError(f"{path} has more than {_MOST_TOML} bytes", hint=_example("recipes", "short"))
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        # Not only what the parser raises itself: a number can have more digits than Python reads.
         hint = f"lines are key = value, texts stand in quotes; {_example('recipes', 'short')}"
         raise ConfigError(f"{path} is not TOML: {error}", hint=hint) from error
 
@@ -214,9 +226,35 @@ def validate(model: type[Model], values: Any, source: str, *, hint: str | None =
         # Only from JSON does pydantic take lists for tuples without also taking true for 1.
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems = [_problem(model, entry) for entry in error.errors()]
+        entries = error.errors(include_url=False)
+        problems = [_problem(model, entry) for entry in entries[:_MOST_PROBLEMS]]
         near = next((suggested for _, suggested in problems if suggested), None)
-        raise ConfigError(f"{source}: {'; '.join(line for line, _ in problems)}", hint=near or hint) from None
+        lines = [line for line, _ in problems]
+        if len(entries) > _MOST_PROBLEMS:
+            lines.append(f"and {len(entries) - _MOST_PROBLEMS} more")
+        raise ConfigError(f"{source}: {'; '.join(lines)}", hint=near or hint) from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{source}: tables too deep, or a number of too many digits", hint=hint) from None
+
+
+def read_json(text: str) -> Any:
+    """Parses JSON as this program writes it.
+
+    Raises:
+        ValueError: it is not JSON, a key stands twice, or it is too deep.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_table)
+    except RecursionError:
+        raise ValueError("tables too deep") from None
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key '{twice}' stands twice")
+    return table
 
 
 def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple[Network, Recipe]:
@@ -277,6 +315,9 @@ def _problem(model: type[BaseModel], entry: Any) -> tuple[str, str | None]:
         return f"unknown key '{name}'", suggestion(place[-1], owner.model_fields) if owner else None
     if kind == "missing":
         return f"'{name}' is missing", None
+    if kind == "json_invalid":
+        # What is parsed here was written by `validate`: only depth and halves of surrogate pairs are left.
+        return "tables too deep, or text that is not Unicode", None
     got = repr(entry["input"])
     got = got if len(got) <= 60 else f"{got[:57]}..."
     if kind == "value_error":
@@ -308,6 +349,6 @@ def _example(kind: str, name: str) -> str:
 def _value(text: str) -> Any:
     try:
         table = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
     return table["value"] if len(table) == 1 else text

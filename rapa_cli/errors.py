@@ -5,16 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Of a message; what is left out stands in its middle, since its end says what is allowed.
+_LONGEST = 2000
+_END = 300
+
 
 class RapaError(Exception):
-    """An error with a one-line message, an optional hint and the process's exit code."""
+    """An error with a one-line message, an optional hint and the process's exit code.
+
+    Message and hint are made one printable line, whatever the files or names hold that they quote.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = None if hint is None else one_line(hint)
+        super().__init__(self.message)
 
 
 class ConfigError(RapaError, ValueError):
@@ -41,6 +48,16 @@ class Interrupted(RapaError):
     def __init__(self, message: str, *, exit_code: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+def one_line(text: str) -> str:
+    """The text with everything that would break or hide the line written as an escape, and not too long."""
+    joined = " ".join(_shortened(text).splitlines())
+    return _shortened("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END]} ... {text[-_END:]}"
 
 
 def commas(numbers: Iterable[int]) -> str:

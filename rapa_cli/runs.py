@@ -92,10 +92,10 @@ def read_manifest(folder: Path) -> Manifest:
         hint = f"did you mean the folder '{folder.parent}'?" if inside else _other_runs(str(folder))
         raise FileError(f"there is no run folder {folder}", hint=hint)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = config.read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileError(f"there is no run in {folder} ({MANIFEST} is missing)", hint=_other_runs()) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
     try:
         return config.validate(
@@ -131,11 +131,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [config.read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict) or not _is_metrics(row):
                 raise ValueError(f"line {number} is no row of metrics")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
     return rows
 
@@ -184,6 +184,7 @@ def _is_metrics(row: dict[str, Any]) -> bool:
     always, sometimes = list(row.items())[: len(METRICS)], list(row.items())[len(METRICS) :]
     return (
         tuple(name for name, _ in always) == METRICS
+        and type(row["epoch"]) is int
         and all(_is_number(value) for _, value in always)
         and all(name == VOTE_ERROR or name.startswith(SIMILARITY) for name, _ in sometimes)
         and all(value is None or _is_number(value) for _, value in sometimes)
@@ -191,7 +192,8 @@ def _is_metrics(row: dict[str, Any]) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # A whole number may be too large for a float.
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def _newest_run() -> Path | None:

@@ -33,17 +33,33 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rapa_cli import config
-from rapa_cli.errors import ConfigError, FileError, RapaError
+from rapa_cli import config, tensors
+from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.files import atomic, make_folder, system_error
 from rapa_cli.philox import MAX_SEED
 
 FILE, SUMMARY, IMAGES = "records.safetensors", "summary.csv", "images"
 _KEY = "rapa"
+# Type and axes of the tensors, as above: of the images, of a network, and of a result.
+_LABELS = {"index": (torch.int64, "N"), "label": (torch.int64, "N")}
+_TENSORS = {
+    "networks": {"clean": (torch.int16, "NS"), "judged": (torch.int16, "NJ"), "vote": (torch.int16, "N")},
+    "results": {
+        "predicted": (torch.int16, "NS"),
+        "believed": (torch.float32, "NG"),
+        "judged": (torch.int16, "NGJ"),
+        "vote": (torch.int16, "NG"),
+        "eps": (torch.float32, "NG"),
+        "snr_db": (torch.float32, "NG"),
+        "outcome": (torch.uint8, "NG"),
+    },
+}
+_ALWAYS = {"networks": ("clean",), "results": ("predicted", "eps", "snr_db")}
+_JUDGED = ("judged", "vote")
 # Writing takes at most one part in so many of the time.
 _SPARE = 20
 # Settings in the words of the command line, for messages.
@@ -221,30 +237,13 @@ def read(folder: Path) -> Records:
         what = f"there are no records in {folder} ({FILE} is missing)" if folder.is_dir() else f"there is no {folder}"
         raise FileError(what, hint="`rapa attack --out DIR` writes them")
     try:
-        with safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        settings = config.validate(Settings, document["settings"], "settings")
-        found = Records(settings, tensors["label"], folder)
-        found._done = {str(part): int(count) for part, count in document["done"].items()}
-        if any(len(tensor) != settings.images for tensor in tensors.values()):
-            raise ValueError(f"its tensors are not all of {settings.images} images")
-        for part, count in found._done.items():
-            if not 0 <= count <= settings.images or not any(name.startswith(f"{part}/") for name in tensors):
-                raise ValueError(f"part '{part}' is missing")
-    except (
-        SafetensorError,
-        OSError,
-        RapaError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise FileError(f"{path} cannot be read: {reason}", hint="begin again in another folder with --out") from None
-    found.tensors = tensors
+        held, metadata = tensors.read(path)
+        document = config.validate(_Document, config.read_json(metadata.get(_KEY, "")), "its description")
+        _check_tensors(document, held)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {error}", hint="begin again in another folder with --out") from None
+    found = Records(document.settings, held["label"], folder)
+    found.tensors, found._done = held, dict(document.done)
     return found
 
 
@@ -293,10 +292,39 @@ def digest_images(images: Tensor, labels: Tensor) -> str:
     return found.hexdigest()
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+class _Document(config.Frozen):
+    settings: Settings
+    done: dict[str, NonNegativeInt]
+
+
+def _check_tensors(document: _Document, held: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where tensors are missing, or not what `results` and going on rely on."""
+    settings = document.settings
+    sizes = {"N": {settings.images}, "S": {settings.draws}, "G": {1, settings.draws}, "J": {settings.judge_draws}}
+    wanted: list[tuple[str, Mapping[str, Any], tuple[str, ...]]] = [("", _LABELS, tuple(_LABELS))]
+    for part, count in document.done.items():
+        kind = part.partition("/")[0]
+        if count > settings.images or kind not in _TENSORS:
+            raise ValueError(f"{count} images of '{part}' cannot be done")
+        wanted.append((f"{part}/", _TENSORS[kind], (*_ALWAYS[kind], *(_JUDGED if settings.judge_draws else ()))))
+    for prefix, known, needed in wanted:
+        for name, (dtype, axes) in known.items():
+            tensor = held.get(prefix + name)
+            if tensor is None:
+                if name in needed:
+                    raise ValueError(f"tensor '{prefix}{name}' is missing")
+            elif (
+                tensor.dtype != dtype
+                or len(tensor.shape) != len(axes)
+                or any(size not in sizes[axis] for size, axis in zip(tensor.shape, axes, strict=True))
+            ):
+                raise ValueError(f"tensor '{prefix}{name}' is {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def _write(path: Path, values: dict[str, Tensor], metadata: dict[str, str]) -> None:
     with atomic(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata)
+            save_file(values, temporary, metadata)
         except SafetensorError as error:
             raise system_error(error) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,8 +73,10 @@ def _load(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
             return _array(archive, "images", path), _array(archive, "labels", path)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}", hint="may you read it?") from error
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise FileError(f"{path} is damaged: {' '.join(str(error).split())}", hint="write it again") from error
+    except FileError:
+        raise
+    except Exception as error:  # A damaged file can raise any exception that there is.
+        raise FileError(f"{path} is damaged: {error}", hint="write it again") from error
 
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray[Any, Any]:
@@ -83,6 +84,10 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray[Any, A
         member = archive.getinfo(f"{name}.npy")
     except KeyError:
         raise FileError(f"{path} has no array '{name}'", hint=_FORMAT) from None
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FileError(
+            f"{path} is refused: '{name}' is packed in a way that numpy does not use", hint="write it again"
+        )
     size = member.file_size
     if size > MAX_BYTES or (size > RATIO_FROM and size > MAX_RATIO * member.compress_size):
         got = f"'{name}' unpacks from {member.compress_size} to {size} bytes"

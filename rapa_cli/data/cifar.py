@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,6 +24,10 @@ from rapa_cli.errors import FileError
 _SHAPE = (3, 32, 32)
 _MEMBER_BYTES = 256 * 2**20
 _ARCHIVE_BYTES = 1024 * 2**20
+# The official archives hardly pack at all: a file of this many bytes may unpack to `_ROOM` and so many times its size.
+_MAX_RATIO = 20
+_ROOM = 16 * 2**20
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,8 @@ def kind_of_archive(path: Path) -> str:
     Raises:
         FileError: it is damaged or holds neither.
     """
-    with _explained(path), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in _members(archive, path):
-            name = PurePath(member.name)
+    with _explained(path), gzip.open(path) as stream:
+        for name, _ in _members(_Limited(stream, path), ()):
             for kind, layout in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
                 if name.parent.name == layout.folder and name.name in (*layout.train, layout.test, layout.meta):
                     return kind
@@ -168,37 +170,73 @@ def _files(path: Path, wanted: tuple[str, ...]) -> Iterator[Iterator[tuple[PureP
         if path.is_dir():
             yield ((path / name, _content(path / name)) for name in wanted if (path / name).is_file())
         else:
-            with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-                yield _unpacked(archive, path, wanted)
+            with gzip.open(path) as stream:
+                limited = _Limited(stream, path)
+                yield (
+                    (path / name.name, content) for name, content in _members(limited, wanted) if content is not None
+                )
                 # The checksum stands at the stream's very end, behind what tar needs.
-                rest = 0
-                while block := stream.read(2**20):
-                    rest += len(block)
-                    _check_total(rest, path)
+                while limited.read(2**20):
+                    pass
 
 
-def _unpacked(archive: tarfile.TarFile, path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[PurePath, bytes]]:
-    for member in _members(archive, path):
-        name = PurePath(member.name)
-        if member.isfile() and name.name in wanted and name.parent.name in (CIFAR10.folder, CIFAR100.folder):
-            if member.size > _MEMBER_BYTES:
-                raise FileError(f"{path}: {member.name} has {member.size} bytes, allowed are {_MEMBER_BYTES}")
-            file = archive.extractfile(member)
-            if file is not None:
-                yield path / name.name, file.read()
+class _Limited:
+    """A stream that ends in an error where it unpacks to more than an official archive can."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._left = self._most = min(_ARCHIVE_BYTES, _ROOM + _MAX_RATIO * path.stat().st_size)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer only at the end."""
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise FileError(f"{self._path} unpacks to more than {self._most} bytes, more than the official archive")
+        return content
 
 
-def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
-    total = 0
-    for member in archive:
-        total += member.size
-        _check_total(total, path)
-        yield member
+def _members(stream: _Limited, wanted: tuple[str, ...]) -> Iterator[tuple[PurePath, bytes | None]]:
+    """The members of a tar archive: their names, and the content of the wanted files.
+
+    Only plain headers are understood, which are all that the official archives need: whatever extends them is passed
+    over as if it were a file, and so can neither name places nor unpack to anything.
+
+    Raises:
+        EOFError: it ends too early.
+        ValueError: a header is damaged.
+    """
+    while (head := stream.read(_BLOCK)).strip(b"\0"):
+        # A header's sum counts blanks in the place of the sum.
+        if sum(head[:148] + b" " * 8 + head[156:]) != _octal(head[148:156]):
+            raise ValueError("the checksum of a header is wrong")
+        prefix = _text(head[345:500]) if head[257:263] == b"ustar\0" else ""
+        name, size = PurePath(prefix, _text(head[:100])), _octal(head[124:136])
+        content = None
+        left = size + -size % _BLOCK
+        official = name.name in wanted and name.parent.name in (CIFAR10.folder, CIFAR100.folder)
+        if official and head[156:157] in (b"0", b"\0"):
+            if size > _MEMBER_BYTES:
+                raise ValueError(f"{name.name} has {size} bytes, allowed are {_MEMBER_BYTES}")
+            content = stream.read(size)
+            left -= len(content)
+        while left > 0:
+            skipped = stream.read(min(left, 2**20))
+            if not skipped:
+                raise EOFError(f"it ends in {name.name}")
+            left -= len(skipped)
+        yield name, content
 
 
-def _check_total(size: int, path: Path) -> None:
-    if size > _ARCHIVE_BYTES:
-        raise FileError(f"{path} unpacks to more than {_ARCHIVE_BYTES} bytes, more than the official archive")
+def _octal(field: bytes) -> int:
+    number = int(field.strip(b" \0") or b"0", 8)
+    if number < 0:
+        raise ValueError("a number in a header is negative")
+    return number
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("latin1")
 
 
 def _content(path: Path) -> bytes:
@@ -211,7 +249,7 @@ def _content(path: Path) -> bytes:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
         raise FileError(f"{path} is damaged: {error}", hint="delete it and fetch it again") from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error

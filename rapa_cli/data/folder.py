@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rapa_cli.data.arrays import MAX_BYTES, MAX_RATIO, RATIO_FROM
 from rapa_cli.data.images import Progress, Split
 from rapa_cli.errors import FileError
 from rapa_cli.philox import Purpose, words
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MAX_BYTES = 8 * 2**30
+# By their content; of others Pillow runs programs to read some.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 TEST_SHARE = 6
 _GREY = frozenset({"1", "L", "LA"})
 _COLOUR = frozenset({"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})
@@ -57,15 +59,19 @@ def read(path: Path, progress: Progress) -> tuple[tuple[str, ...], Split, Split]
     classes, train, test = _two_levels(path) if has_splits(path) else _one_level(path)
     files = [file for file, _ in (*train, *test)]
     channels, height, width = _common_shape(files)
-    if len(files) * channels * height * width > MAX_BYTES:
-        size = f"{len(files)} images of {width} x {height}"
-        raise FileError(f"{path} has {size}, more than {MAX_BYTES} bytes", hint="make them smaller first")
+    size, packed = len(files) * channels * height * width, sum(file.stat().st_size for file in files)
+    if size > MAX_BYTES:
+        found = f"{len(files)} images of {width} x {height}"
+        raise FileError(f"{path} has {found}, more than {MAX_BYTES} bytes", hint="make them smaller first")
+    if size > RATIO_FROM and size > MAX_RATIO * packed:
+        found = f"{len(files)} images unpack from {packed} to {size} bytes"
+        raise FileError(f"{path} is refused: {found}", hint="images this empty or large are no data set")
     done = 0
     splits = []
     for part in (train, test):
         images = torch.empty((len(part), channels, height, width), dtype=torch.uint8)
         for index, (file, _) in enumerate(part):
-            images[index] = _pixels(file, channels)
+            images[index] = _pixels(file, channels, height, width)
             done += 1
             if done % _EVERY == 0 or done == len(files):
                 progress("reading images", done, len(files))
@@ -144,13 +150,13 @@ def _common_shape(files: list[Path]) -> tuple[int, int, int]:
     return (1 if grey else 3), first[1], first[0]
 
 
-def _pixels(file: Path, channels: int) -> torch.Tensor:
+def _pixels(file: Path, channels: int, height: int, width: int) -> torch.Tensor:
     with _opened(file) as image:
         try:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise FileError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
+        except Exception as error:  # A damaged file can raise any exception that there is.
+            raise FileError(f"{file} is damaged: {error}", hint=_readable()) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _opened(file: Path) -> Image.Image:
@@ -158,10 +164,10 @@ def _opened(file: Path) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of images so large that they could be an attack; they are no data set either way.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(file)
+            return Image.open(file, formats=_FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise FileError(f"{file} is refused: it has too many pixels") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # A damaged file can raise any exception that there is.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no image"
         raise FileError(f"cannot read {file}: {reason}", hint=_readable()) from error
 

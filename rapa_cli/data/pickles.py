@@ -1,8 +1,8 @@
 """Reading the pickles of the official CIFAR files, and nothing else that a pickle can hold.
 
 A pickle is a program. The unpickler here knows five names, none of which reaches Python or numpy: an array is taken
-down as its shape, type and bytes, and made from them afterwards. Everything else that a pickle could call is refused
-before it is called.
+down as its shape, type and bytes, and made from them afterwards. It follows only the instructions that such files are
+made of; everything else that a pickle could call, build or look up is refused before it is done.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ import numpy.typing as npt
 
 from rapa_cli.errors import FileError
 
+# Steps of a pickle; the largest official file takes half a million.
+_MOST_STEPS = 2_000_000
+# More than the axes or the pixels of any array here.
+_MOST_AXES, _MOST_ITEMS = 8, 2**40
 _TYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"}
 
 
@@ -37,10 +41,10 @@ def load(content: bytes, path: PurePath) -> dict[str, Any]:
     """
     hint = "this is not an official CIFAR file, or its download was cut off"
     try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        found = _Unpickler(content).load()
         if not isinstance(found, dict):
             raise _RefusedError(f"it holds a {type(found).__name__}, not a dictionary")
-        return {_text(key): _plain(value) for key, value in found.items()}
+        return {key: _plain(value) for key, value in found.items()}
     except _RefusedError as error:
         raise FileError(f"{path} is refused: {error}", hint=hint) from error
     except Exception as error:  # A damaged pickle can raise any exception that there is.
@@ -115,32 +119,66 @@ def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any = "C") -> _Arr
     return array
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    # How Python 3 writes bytes in the old protocols.
-    if not isinstance(text, str) or _text(encoding) not in ("latin1", "latin-1"):
-        raise _RefusedError("text in an encoding other than latin1")
-    return text.encode("latin1")
-
-
 _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _Admitted(_new_type),
-    ("_codecs", "encode"): _Admitted(_encode),
 }
 for _core in ("numpy.core", "numpy._core"):
     _NAMES[f"{_core}.multiarray", "_reconstruct"] = _Admitted(_new_array)
     _NAMES[f"{_core}.numeric", "_frombuffer"] = _Admitted(_from_buffer)
 
 
+class _Steps(io.BytesIO):
+    """A pickle that is read a step at a time, and only so many of them."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._left = _MOST_STEPS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise _RefusedError(f"it takes more than {_MOST_STEPS} steps")
+        return super().read(size)
+
+
+class _Table(dict[Any, Any]):
+    """A dictionary in a pickle. Keys are text alone: to hash a tuple that is nested deeply enough ends the process."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        name = _text(key)
+        if name in self:
+            raise _RefusedError(f"the key {name!r} stands twice")
+        super().__setitem__(name, value)
+
+
 class _Unpickler(pickle._Unpickler):
     # The library's version in C makes room for whatever size or index a pickle claims, before it looks whether the
     # content is there; the one in Python does so for byte arrays alone.
 
+    def __init__(self, content: bytes) -> None:
+        super().__init__(_Steps(content), encoding="bytes")
+        self._room = len(content)
+        self._encode = _Admitted(self._encoded)
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         try:
             return _NAMES[module, name]
         except KeyError:
             raise _RefusedError(f"it asks for {module}.{name}, allowed are arrays, lists, bytes and strings") from None
+
+    def _encoded(self, text: Any, encoding: Any) -> bytes:
+        # How Python 3 writes bytes in the old protocols. Each text stands in the pickle and is encoded once.
+        if not isinstance(text, str) or _text(encoding) not in ("latin1", "latin-1"):
+            raise _RefusedError("text in an encoding other than latin1")
+        self._room -= len(text)
+        if self._room < 0:
+            raise _RefusedError("it encodes more text than it holds")
+        return text.encode("latin1")
 
 
 def _load_bytearray8(unpickler: Any) -> None:
@@ -151,12 +189,47 @@ def _load_bytearray8(unpickler: Any) -> None:
     unpickler.append(bytearray(content))
 
 
-_Unpickler.dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray8}
+def _load_empty_table(unpickler: Any) -> None:
+    unpickler.append(_Table())
+
+
+def _load_table(unpickler: Any) -> None:
+    items, table = unpickler.pop_mark(), _Table()
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        table[key] = value
+    unpickler.append(table)
+
+
+def _load_frame(unpickler: Any) -> None:
+    # Frames only say how much may be read at once.
+    unpickler.read(8)
+
+
+def _refuse(unpickler: Any) -> None:
+    raise _RefusedError("it has an instruction that arrays, lists, bytes and strings do not need")
+
+
+# What calls, imports or shares by other ways than by the names above, and sets, whose members would be hashed.
+_REFUSED = (
+    *(pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+    *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),
+)
+_Unpickler.dispatch = {
+    **pickle._Unpickler.dispatch,
+    **{instruction[0]: _refuse for instruction in _REFUSED},
+    pickle.BYTEARRAY8[0]: _load_bytearray8,
+    pickle.EMPTY_DICT[0]: _load_empty_table,
+    pickle.DICT[0]: _load_table,
+    pickle.FRAME[0]: _load_frame,
+}
 
 
 def _array(shape: Any, dtype: _Type, order: str, content: Any) -> npt.NDArray[Any]:
-    if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise _RefusedError(f"an array of shape {shape!r}")
+    if not isinstance(shape, tuple) or len(shape) > _MOST_AXES:
+        raise _RefusedError("an array without a shape")
+    if not all(isinstance(size, int) and 0 <= size < _MOST_ITEMS for size in shape):
+        raise _RefusedError("an array of a shape that is no list of sizes")
     if not isinstance(content, (bytes, bytearray)):
         raise _RefusedError("an array whose content is not bytes")
     whole = np.dtype(dtype.order + dtype.name)

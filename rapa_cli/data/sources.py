@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rapa_cli.data import arrays, cifar, folder, svhn
 from rapa_cli.data.images import Progress, Split
-from rapa_cli.errors import FileError
+from rapa_cli.errors import FileError, one_line
 
 _CIFAR = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
 
@@ -115,7 +115,7 @@ def load(source: Source, progress: Progress) -> Contents:
     else:
         what, read = "a folder of images", folder.read
     classes, train, test = read(source.path, progress)
-    origin = f"{what} ({source.path.resolve().name})"
+    origin = f"{what} ({one_line(source.path.resolve().name)})"
     if source.kind == "folder" and not folder.has_splits(source.path):
         origin += ", a sixth of each class kept for testing"
     return Contents(source.kind, classes, train, test, origin)

@@ -3,7 +3,7 @@
 `FOLDER/train.safetensors` holds `images` (uint8, N x C x H x W), `labels` (int64, N), `mean`, `std` (float32, C) and
 `mean_image` (float32, C x H x W); `FOLDER/test.safetensors` holds `images` and `labels`. Each has one JSON document
 under the metadata key `rapa`. Both documents name the sha256 of all arrays, so two halves that were not written
-together are found out.
+together are found out, and so are images that are not those that were written.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rapa_cli import config, tensors
 from rapa_cli.data.images import DataSet, Split
 from rapa_cli.errors import FileError
 from rapa_cli.files import atomic, make_folder, system_error
@@ -69,7 +70,7 @@ def write(folder: Path, name: str, classes: tuple[str, ...], train: Split, test:
 
 
 def read(folder: Path) -> DataSet:
-    """Opens a data set of the store; the images stay in the file until they are touched.
+    """Opens a data set of the store; the images stay in the file, and are read once to be sure of them.
 
     Raises:
         FileError: a file is missing, damaged, of another format, or the two do not belong together.
@@ -88,11 +89,16 @@ def read(folder: Path) -> DataSet:
     if train["images"].shape[1:] != test["images"].shape[1:]:
         raise FileError(f"{folder}: training and test images differ in shape", hint=hint)
     _check_constants(folder / "train.safetensors", train, hint)
+    splits = Split(train["images"], train["labels"]), Split(test["images"], test["labels"])
+    for name, found in fingerprints(*splits).items():
+        if document["provenance"]["sha256"].get(name) != found:
+            split, _, array = name.partition(".")
+            raise FileError(f"{folder / split}.safetensors is damaged: {array} are not those written", hint=hint)
     return DataSet(
         name=folder.name,
         classes=tuple(document["classes"]),
-        train=Split(train["images"], train["labels"]),
-        test=Split(test["images"], test["labels"]),
+        train=splits[0],
+        test=splits[1],
         mean=train["mean"],
         std=train["std"],
         mean_image=train["mean_image"],
@@ -104,6 +110,10 @@ def check(name: str, classes: tuple[str, ...], train: Split, test: Split) -> Non
     """Raises FileError unless the two splits make a data set."""
     if not 0 < len(classes) <= MAX_CLASSES:
         raise FileError(f"data set '{name}': got {len(classes)} classes, allowed are 1 to {MAX_CLASSES}")
+    strange = next((entry for entry in classes if not entry.isprintable()), None)
+    if strange is not None:
+        hint = "give the class a name of letters, digits and signs"
+        raise FileError(f"data set '{name}': the class name {strange!r} is not printable", hint=hint)
     for split, part in (("train", train), ("test", test)):
         problem = _problem(part.images, part.labels, len(classes))
         if problem:
@@ -157,22 +167,15 @@ def _save(path: Path, arrays: dict[str, Tensor], document: dict[str, Any]) -> No
 
 
 def _load(path: Path, hint: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with _explaining(path, hint), safe_open(path, framework="pt") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        metadata = file.metadata()
-    return arrays, _parse(path, metadata, hint)
-
-
-@contextlib.contextmanager
-def _explaining(path: Path, hint: str) -> Iterator[None]:
     try:
-        yield
+        arrays, metadata = tensors.read(path)
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing", hint=hint) from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}", hint=hint) from error
-    except SafetensorError as error:
-        raise FileError(f"{path} is damaged: {_one_line(error)}", hint=hint) from error
+    except ValueError as error:
+        raise FileError(f"{path} is damaged: {error}", hint=hint) from error
+    return arrays, _parse(path, metadata, hint)
 
 
 @contextlib.contextmanager
@@ -184,13 +187,13 @@ def _asking_for_data_dir() -> Iterator[None]:
         raise FileError(error.message, hint=hint) from error
 
 
-def _parse(path: Path, metadata: dict[str, str] | None, hint: str) -> dict[str, Any]:
+def _parse(path: Path, metadata: dict[str, str], hint: str) -> dict[str, Any]:
     try:
-        found = json.loads((metadata or {})[_METADATA_KEY])
+        found = config.read_json(metadata[_METADATA_KEY])
     except KeyError as error:
         raise FileError(f"{path} is not a data set of rapa: no '{_METADATA_KEY}' metadata", hint=hint) from error
     except ValueError as error:
-        raise FileError(f"{path} is damaged: its metadata is not JSON", hint=hint) from error
+        raise FileError(f"{path} is damaged: its metadata is not JSON: {error}", hint=hint) from error
     if not isinstance(found, dict):
         raise FileError(f"{path} is damaged: its metadata is not a JSON object", hint=hint)
     return found
@@ -205,9 +208,10 @@ def _check_document(path: Path, found: dict[str, Any], split: str, hint: str) ->
         and isinstance(found.get("name"), str)
         and isinstance(classes, list)
         and 0 < len(classes) <= MAX_CLASSES
-        and all(isinstance(entry, str) for entry in classes)
+        and all(isinstance(entry, str) and entry.isprintable() for entry in classes)
         and isinstance(provenance, dict)
         and isinstance(provenance.get("source"), str)
+        and provenance["source"].isprintable()
         and isinstance(provenance.get("sha256"), dict)
     ):
         raise FileError(f"{path} is damaged: its metadata lacks split, name, classes or provenance", hint=hint)
@@ -265,7 +269,3 @@ def _chunks(array: Tensor, size: int) -> Iterator[Tensor]:
 
 def _sizes(images: Tensor) -> str:
     return " x ".join(str(size) for size in images.shape[1:])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

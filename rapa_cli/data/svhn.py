@@ -5,6 +5,7 @@ Netzer et al., "Reading digits in natural images with unsupervised feature learn
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from rapa_cli.errors import FileError
 FILES = ("train_32x32.mat", "test_32x32.mat")
 CLASSES = tuple(str(digit) for digit in range(10))
 _MAX_IMAGES = 200_000
+# The official files hardly pack at all: a file may hold `_ROOM` numbers and so many times its bytes.
+_MAX_RATIO = 20
+_ROOM = 16 * 2**20
+_NUMBERS = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 _HINT = "it should be one of the official files in format 2 (cropped digits)"
 
 
@@ -64,13 +69,17 @@ def _variables(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from scipy.io import loadmat, whosmat
 
     try:
-        # The shapes are read first, so that a small file cannot unpack to more than the memory holds.
-        shapes = {name: shape for name, shape, _kind in whosmat(path)}
-        if "X" in shapes and "y" in shapes and max(*shapes["X"][3:], *shapes["y"][:1]) <= _MAX_IMAGES:
+        # What there is is read first: a small file may unpack to more than the memory holds, and cells in cells to more
+        # than the stack does.
+        shapes = [(name, shape, kind) for name, shape, kind in whosmat(path) if name in ("X", "y")]
+        most = min(_MAX_IMAGES * 32 * 32 * 3, _ROOM + _MAX_RATIO * path.stat().st_size)
+        if sorted(name for name, _, _ in shapes) == ["X", "y"] and all(
+            kind in _NUMBERS and math.prod(shape) <= most for _, shape, kind in shapes
+        ):
             found = loadmat(path, variable_names=["X", "y"])
             return np.asarray(found["X"]), np.asarray(found["y"])
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}", hint=_HINT) from error
     except Exception as error:  # A damaged file can raise any exception that there is.
-        raise FileError(f"{path} is damaged: {' '.join(str(error).split())}", hint=_HINT) from error
+        raise FileError(f"{path} is damaged: {error}", hint=_HINT) from error
     raise FileError(f"{path} is damaged: it has {shapes or 'no variables'}, not X and y as SVHN", hint=_HINT)

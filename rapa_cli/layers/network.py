@@ -179,6 +179,34 @@ def patches_per_layer(definition: config.Network, shape: tuple[int, int, int]) -
     return patches
 
 
+def fewest_numbers(definition: config.Network, shape: tuple[int, int, int], classes: int) -> int:
+    """How many weights and constants a network has at least, told without building it.
+
+    Args:
+        definition: resolved, or with one tile for each convolution.
+        shape: (C, H, W) of an image.
+        classes: number of classes.
+
+    Raises:
+        ConfigError: the definition does not fit the images.
+    """
+    channels, height, width = shape
+    count = channels * height * width if definition.normalization == "mean-image" else 0
+    matrices = scheme_named(definition.scheme).matrices
+    tiles = iter(definition.tiles or ())
+    for layer in definition.layers:
+        if isinstance(layer, config.Conv):
+            count += matrices(next(tiles, 1)) * channels * layer.channels * layer.kernel**2
+            channels, (height, width) = layer.channels, _conv_size(layer, height, width)
+        elif isinstance(layer, config.Pool):
+            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+        elif isinstance(layer, config.Linear):
+            features = layer.features or classes
+            count += channels * height * width * features
+            channels, height, width = features, 1, 1
+    return count
+
+
 def parameter_count(network: nn.Module, *, convolutions_only: bool = False) -> int:
     """How many weights and biases a network has; on request those of its convolutions only, as the paper counts."""
     kinds = (nn.Conv2d, TiledConv2d) if convolutions_only else (nn.Module,)

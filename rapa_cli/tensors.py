@@ -1,0 +1,32 @@
+"""Reading safetensors files, which may be damaged or made to do harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+MAX_HEADER = 4 * 2**20
+"""Bytes of the longest header: each tensor that it names costs time and memory, also an empty one."""
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads the tensors of a file, which stay in the file until they are touched, and its metadata.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    with path.open("rb") as start:
+        length = int.from_bytes(start.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header claims {length} bytes, allowed are {MAX_HEADER}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
+            return tensors, file.metadata() or {}
+    except OSError:
+        raise
+    except Exception as error:  # Types that torch does not know raise errors of many kinds.
+        raise ValueError(str(error)) from error
