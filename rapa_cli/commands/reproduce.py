@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,6 +103,8 @@ def reproduce(
     """
     from rapa_cli.experiments import catalog, running
     from rapa_cli.experiments.jobs import Folder, Results
+    from rapa_cli.experiments.local import LocalEngine
+    from rapa_cli.experiments.ray_engine import RayEngine
     from rapa_cli.experiments.settings import POOLS, SCHEMES, Settings
     from rapa_cli.files import held
 
@@ -135,9 +138,15 @@ def reproduce(
             _show_plan(planned, left, estimated, slots, json=json)
             return
         if left:
-            runner = _engine(engine, folder, slots, threads, devices, data_dir, address, cpus, gpus)
             folder.make()
-            with held(folder.path):
+            with (
+                held(folder.path),
+                contextlib.closing(
+                    RayEngine(folder, address=address, cpus=cpus, gpus=gpus, slots=jobs, data_dir=data_dir)
+                    if engine == "ray"
+                    else LocalEngine(folder, slots=slots, threads=threads, devices=devices, data_dir=data_dir)
+                ) as runner,
+            ):
                 try:
                     outcome = _run(folder, planned, runner, estimated)
                 except BaseException:
@@ -195,26 +204,6 @@ def _estimates(left: Sequence[Job], place: torch.device, threads: int, data_dir:
             )
     finally:
         torch.set_num_threads(before)
-
-
-def _engine(
-    name: str,
-    folder: Folder,
-    slots: int,
-    threads: int,
-    devices: list[str],
-    data_dir: Path | None,
-    address: str | None,
-    cpus: int,
-    gpus: float,
-) -> Engine:
-    if name == "ray":
-        from rapa_cli.experiments.ray_engine import RayEngine
-
-        return RayEngine(folder, address=address, cpus=cpus, gpus=gpus, slots=slots, data_dir=data_dir)
-    from rapa_cli.experiments.local import LocalEngine
-
-    return LocalEngine(folder, slots=slots, threads=threads, devices=devices, data_dir=data_dir)
 
 
 def _run(folder: Folder, planned: Sequence[Job], engine: Engine, estimated: Mapping[Job, Estimate]) -> Outcome:

@@ -92,6 +92,9 @@ class LocalEngine:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
 
+    def close(self) -> None:
+        """Nothing is left to end."""
+
 
 def ended(code: int, seconds: float, output: bytes, log: Path) -> Ended:
     """What the exit code, the output and the log of a process say of its job."""

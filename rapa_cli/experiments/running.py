@@ -29,6 +29,9 @@ class Engine(Protocol):
     def stop(self) -> None:
         """Asks all jobs that run to save and end; no other begins."""
 
+    def close(self) -> None:
+        """Called when no more is to be run."""
+
 
 class Watcher(Protocol):
     """Who is told how a plan goes."""

@@ -58,6 +58,9 @@ class Fake:
     def stop(self) -> None:
         self.stopped = True
 
+    def close(self) -> None:
+        pass
+
 
 def job(label: str, *needs: Job) -> Job:
     return Job(("inspect", label), label, needs)
