@@ -139,7 +139,8 @@ class Adapted(Method):
             attack = getattr(_torchattacks(), self.attack_class)(
                 stand_in, **self._arguments(parameters, radius, seed, view, x, ids)
             )
-            found: Tensor = attack(x.clone(), labels.clone())
+            # Some view their images as rows, which those with channels last in memory cannot be.
+            found: Tensor = attack(x.clone(memory_format=torch.contiguous_format), labels.clone())
         return found.detach().to(x)
 
     def _arguments(

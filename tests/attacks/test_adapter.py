@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rapa_cli.attacks import evaluation
 from rapa_cli.attacks.judging import judge
 from rapa_cli.attacks.methods import METHODS, Method, Pgd, method_named
 from rapa_cli.attacks.oracle import Oracle
@@ -21,6 +22,7 @@ from tests.attacks.test_methods import OWN, root_mean_square
 
 # Every class within L2 or Linf, with few steps where they can be chosen.
 STEPS = {"deepfool": 3, "eaden": 10, "square": 6, "cw": 5, "spsa": 1, "fgsm": None, "ffgsm": None, "autoattack": None}
+STEPS |= {"autoattack-l2": None, "square-l2": 6}
 NAMED = [name for name in METHODS if name not in OWN]
 CLASSES = [f"torchattacks.{name}" for name in names() if name not in METHODS]
 SLOW = ("torchattacks.autoattack", "torchattacks.eaden")
@@ -62,6 +64,22 @@ def test_nothing_is_left_of_the_slow_ones(name: str, monkeypatch: pytest.MonkeyP
     before = toy.everything(model)
     attacked(name, model, count=2, eps=0.01)
     assert toy.same(before, toy.everything(model))
+
+
+@pytest.mark.parametrize(
+    "name", [*NAMED, *CLASSES, *(f"{name}-l2" for name in ("apgdt", "autoattack", "fab", "square"))]
+)
+def test_images_as_an_evaluation_has_them(model: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels are last in their memory, and attacks are only sure of images in order."""
+    from torchattacks.attacks import eaden, square
+
+    if name.startswith("torchattacks.autoattack") or name == "autoattack-l2":
+        monkeypatch.setattr(square.Square, "forward", lambda attack, images, labels: images.reshape(images.shape))
+    monkeypatch.setattr(eaden.EADEN.__init__, "__defaults__", (0, 0.01, 2, 10, True, 0.001, 0.001))
+    monkeypatch.setattr(evaluation, "method_named", made)
+    x, labels, _ = toy.batch(3)
+    points = evaluation.attack(model, (255 * x).to(torch.uint8), labels, [evaluation.Level(eps=0.001)], method=name)
+    assert points[0].eps == 0.001
 
 
 def test_nothing_is_left_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
