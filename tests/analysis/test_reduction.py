@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import rapa_cli
 from rapa_cli import TiledConv2d, checkpoint, convert, draws, reduce
-from rapa_cli.analysis.reduction import largest_norm
+from rapa_cli.analysis.reduction import WAYS, largest_norm, most_wins, same_filters
 from rapa_cli.analysis.similarity import similarity
+from rapa_cli.analysis.winners import count_wins
 from rapa_cli.checkpoint import Description
 from rapa_cli.layers.network import Network
 from tests.training import tiny
@@ -107,6 +108,87 @@ def test_layers_inside_other_modules() -> None:
 def test_unknown_ways() -> None:
     with pytest.raises(ValueError, match="by: there is no 'nrom'; did you mean 'norm'"):
         reduce(hand_made(), by="nrom")
+
+
+def test_mean_and_first_by_hand() -> None:
+    mean, first = reduce(hand_made(), "mean"), reduce(hand_made(), "first")
+    assert isinstance(mean, nn.Conv2d)
+    assert isinstance(first, nn.Conv2d)
+    assert mean.bias is not None
+    assert first.bias is not None
+    assert mean.weight.flatten().tolist() == pytest.approx([1.5, 4.45, -0.5, 1.5])
+    assert mean.bias.tolist() == pytest.approx([40.05, 45.1])
+    assert first.weight.flatten().tolist() == [3, 4, 1, 1]
+    assert first.bias.tolist() == pytest.approx([0.1, 90])
+
+
+def test_most_wins_by_hand() -> None:
+    """Most wins; of equals the largest norm, not the first."""
+    weight = hand_made().weight
+    assert most_wins(torch.tensor([[5, 3], [4, 2]]), weight).tolist() == [0, 0]
+    assert most_wins(torch.tensor([[5, 3], [6, 4]]), weight).tolist() == [1, 1]
+    assert most_wins(torch.tensor([[0, 0], [0, 0]]), weight).tolist() == largest_norm(weight).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_equal_tiles_are_the_same_network_by_all_ways(by: str) -> None:
+    network = convert(tiny.network(), tiles=[4, 4])
+    ordinary = reduce(network, by, images=tiny.data_set().train.images)
+    x = torch.rand(5, *tiny.SHAPE)
+    with torch.no_grad(), draws(network, images=torch.arange(5)):
+        torch.testing.assert_close(ordinary(x), network(x), atol=1e-5, rtol=0)
+
+
+def test_by_winner() -> None:
+    """Each channel has the filter and the bias of the tile that the counts name."""
+    network = tiny.network(scheme="random", tiles=(16, 4), seed=3)
+    images = tiny.data_set(train=40).train.images
+    state = torch.get_rng_state()
+    seen: list[int] = []
+    ordinary = reduce(network, "winner", images=images, seed=2, batch_size=30, on_batch=seen.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert seen == [30, 10]
+    counts = count_wins(network, images, seed=2)
+    chosen = []
+    for name in ("conv1", "conv2"):
+        tiled, convolution = network.get_submodule(name), ordinary.get_submodule(name)
+        assert isinstance(tiled, TiledConv2d)
+        assert isinstance(convolution, nn.Conv2d)
+        assert tiled.bias is not None
+        assert convolution.bias is not None
+        for channel in range(tiled.out_channels):
+            wins = counts[name][:, channel].tolist()
+            tile = wins.index(max(wins))
+            assert wins.count(max(wins)) == 1 or max(wins) == 0
+            if max(wins):
+                chosen.append(tile)
+                assert torch.equal(convolution.weight[channel], tiled.weight[tile, channel])
+                assert convolution.bias[channel] == tiled.bias[tile, channel]
+    assert len(set(chosen)) > 1
+    shared = same_filters(network, ordinary, reduce(network))
+    assert shared is not None
+    assert 0 < shared < 1
+
+
+def test_filters_in_common() -> None:
+    network = tiny.network(scheme="random", tiles=(16, 1))
+    norm, first = reduce(network), reduce(network, "first")
+    tiled, one, other = (
+        each.get_submodule("conv1").get_parameter("weight").detach() for each in (network, norm, first)
+    )
+    same = sum(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert same == int((largest_norm(tiled) == 0).sum())
+    assert same_filters(network, norm, first) == same / 4, "the layer of one tile does not count"
+    assert same_filters(network, norm, norm) == 1
+    assert same_filters(tiny.network(), reduce(tiny.network()), reduce(tiny.network())) is None
+
+
+def test_winner_needs_images_only_where_there_is_a_choice() -> None:
+    network = tiny.network(scheme="random", tiles=(4, 1))
+    with pytest.raises(ValueError, match="images: 'winner' counts on training images"):
+        reduce(network, "winner")
+    assert isinstance(reduce(tiny.network(), "winner"), Network)
+    assert isinstance(reduce(tiny.network(scheme="perforated", tiles=(4, 4)), "winner"), Network)
 
 
 def correlations(weight: Tensor) -> float:
