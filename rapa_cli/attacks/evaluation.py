@@ -21,7 +21,7 @@ from rapa_cli.attacks.judging import judge
 from rapa_cli.attacks.methods import Method, method_named
 from rapa_cli.attacks.oracle import Oracle
 from rapa_cli.attacks.records import Level, Origin, Records, Settings
-from rapa_cli.attacks.results import Point, results
+from rapa_cli.attacks.results import Point, attack_name, results
 from rapa_cli.attacks.snr import RAW, Space, eps_for_snr, exact_step, snr_db, space_of
 from rapa_cli.attacks.threat import Threat, View, judging_draw, parse_threat, scoring_draw
 
@@ -39,7 +39,7 @@ class Attack:
     threat: Threat
 
     def __str__(self) -> str:
-        return self.method.name if self.threat.name == "noise" else f"{self.method.name}, {self.threat}"
+        return attack_name(self.method.name, str(self.threat))
 
 
 def attacks_of(methods: Sequence[str], threats: Sequence[str]) -> list[Attack]:

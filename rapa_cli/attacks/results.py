@@ -126,6 +126,16 @@ class Result:
     accuracy_clean: float
     points: list[Point]
 
+    @property
+    def attack(self) -> str:
+        """The attack in words."""
+        return attack_name(self.method, self.threat)
+
+
+def attack_name(method: str, threat: str) -> str:
+    """A method under a threat in words; the method `noise` knows no other threat."""
+    return method if method == "noise" else f"{method}, {threat}"
+
 
 def results(records: Records, attacks: Sequence[tuple[str, str, str]]) -> list[Result]:
     """What complete records say: a result for each network and attack, network by network.

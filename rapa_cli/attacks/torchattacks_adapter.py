@@ -35,6 +35,7 @@ _L2 = ("CW", "PGDL2", "PGDRSL2", "DeepFool", "EADEN")
 _REFUSED = ("VANILA", "GN", "EADL1", "SparseFool", "OnePixel", "Pixle", "JSMA", "MultiAttack", "LGV")
 # They mix what they compute with their images, so that logits must have the same precision.
 _SINGLE = ("FAB", "AutoAttack")
+_BLACK_BOX = ("SPSA", "Square")
 _COLOURED = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Losses that compare more than two logits.
 _LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}
@@ -110,6 +111,16 @@ class Adapted(Method):
     attack_class: str = ""
     given: bool = False
 
+    @property
+    def follows_gradients(self) -> bool:
+        """Some classes ask for answers alone."""
+        return self.attack_class not in _BLACK_BOX
+
+    @property
+    def iterative(self) -> bool:
+        """As its steps say; AutoAttack has no number of them."""
+        return self.attack_class == "AutoAttack" or super().iterative
+
     def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
         _check_classes(self.name, view, x, ids, _LEAST_CLASSES.get(self.attack_class, 2))
         if self.attack_class in _COLOURED and x.shape[1] != 3:
@@ -171,11 +182,13 @@ def adapted(name: str, steps: int | None = None) -> Method | None:
     Raises:
         ConfigError: an attack in another norm, or steps where there are none.
     """
-    plain = name.strip().lower().removeprefix("torchattacks.")
+    # A prefix stays in the name: a method of rapa's own may have the same.
+    full = name.strip().lower()
+    plain = full.removeprefix("torchattacks.")
     short, norm = (plain[:-3], "L2") if plain.endswith("-l2") else (plain, "Linf")
     losses = {"apgd-ce": ("ce",), "apgd": ("ce",), "apgd-dlr": ("dlr",), "autoattack-rand": ("ce", "dlr")}.get(short)
     if losses is not None:
-        return Apgd(plain, steps or 50, norm, losses=losses, draws=20 if short == "autoattack-rand" else 1)
+        return Apgd(full, steps or 50, norm, losses=losses, draws=20 if short == "autoattack-rand" else 1)
     library = _torchattacks()
     found = next((known for known in library.__all__ if known.lower() == short), None)
     if found is None:
@@ -191,9 +204,7 @@ def adapted(name: str, steps: int | None = None) -> Method | None:
     own = next((parameters[parameter] for parameter in _STEPS if parameter in parameters), None)
     if steps is not None and own is None:
         raise ConfigError(f"method: {name} has no number of steps", hint="leave the number of steps out")
-    return Adapted(
-        plain, steps or own or 1, "L2" if found in _L2 else norm, attack_class=found, given=steps is not None
-    )
+    return Adapted(full, steps or own or 1, "L2" if found in _L2 else norm, attack_class=found, given=steps is not None)
 
 
 class _UnclearRowsError(Exception):

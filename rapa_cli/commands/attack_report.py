@@ -343,7 +343,7 @@ def _attack(result: Result, *, short: bool = False) -> str:
     """An attack in words; in short without a threat that goes without saying."""
     if short and (result.method, result.threat) == ("fgsm", "fresh-draw"):
         return "FGSM"
-    return result.method if result.threat == "noise" else f"{result.method}, {result.threat}"
+    return result.attack
 
 
 def _names(shown: Shown) -> list[str]:

@@ -116,11 +116,14 @@ def test_one_attack_each() -> None:
     assert [str(one) for one in found] == [
         "fgsm, fresh-draw",
         "fgsm, eot 16",
-        "fgsm",
+        "fgsm, noise",
         "noise",
         "eotpgd, eot 16",
-        "eotpgd",
+        "eotpgd, noise",
     ]
+    both = attacks_of(["pgd", "torchattacks.PGD", "Square", "torchattacks.square"], ["fresh-draw"])
+    assert [one.method.name for one in both] == ["pgd", "torchattacks.pgd", "square", "torchattacks.square"]
+    assert attacks_of(["mifgsm", "MIFGSM"], ["eot 2"])[1:] == []
     with pytest.raises(ConfigError):
         attacks_of(["fgsmm"], ["fresh-draw"])
 

@@ -94,6 +94,8 @@ def test_text_of_several_results_fits_a_terminal(rapa: Run) -> None:
     assert re.search(r"eotpgd,\s+vote-aware 3", outcome.out)
     assert "vote-aware 3: gradient of the vote's own 3 draws" in outcome.out
     assert "nan" not in outcome.out
+    controlled = rapa("attack", DONE, "--eps", "0.1", "--threat", "fresh-draw", "--threat", "noise", "--images", "3")
+    assert re.search(r"fgsm,\s+noise", controlled.out), "random signs are not shown as the attack"
 
 
 def test_everything_is_read_from_the_records(rapa: Run) -> None:
