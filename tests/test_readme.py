@@ -13,7 +13,8 @@ from rapa_cli.analog.bank import Arrays
 from rapa_cli.analog.specification import arrays_of, named_arrays
 
 ROOT = Path(__file__).parent.parent
-PATHS = (ROOT / "README.md", ROOT / "docs" / "analog.md", ROOT / "docs" / "attacks.md", ROOT / "docs" / "report.md")
+GUIDES = ("analog.md", "attacks.md", "reduce.md", "report.md", "vote.md")
+PATHS = (ROOT / "README.md", *(ROOT / "docs" / name for name in GUIDES))
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in PATHS}
 EXAMPLES = [
     pytest.param(example, id=f"{name}-{number}")
