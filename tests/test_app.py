@@ -57,7 +57,7 @@ def commands() -> list[list[str]]:
     return found
 
 
-COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "plan", "report", "reproduce"]
+COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "plan", "report", "reproduce", "regularizer"]
 COMMANDS += ["bench", "data", "doctor", "demo"]
 
 
