@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,14 +43,22 @@ def on_a_cluster(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="module")
-def few_shapes(data_dir: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+def few_shapes(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with _short_folder() as short, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", short)
+        # Killed workers leave their folders.
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("workers")))
         # A token of its own, or Ray would write one into the user's home.
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         pytest.importorskip("ray", reason="needs the extra ray")
         tiny.write_data(data_dir)
         yield
+
+
+def _short_folder() -> tempfile.TemporaryDirectory[str]:
+    """The paths of Ray's sockets must be short, which those of pytest's folders are not."""
+    return tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
 
 
 @dataclass
@@ -76,27 +83,24 @@ class Cluster:
 
 @pytest.fixture
 def cluster(few_shapes: None) -> Iterator[Cluster]:
-    # The paths of Ray's sockets must be short.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    port = address.partition(":")[2]
-    head = ["--head", "--port", port, "--include-dashboard", "false", "--temp-dir", folder]
     nodes: list[subprocess.Popen[bytes]] = []
-    try:
-        for words in (head, ["--address", address]):
-            nodes.append(_started(*words))
-            _wait_for(nodes[-1])
-        yield Cluster(address, nodes)
-    finally:
-        pids = [pid for node in nodes for pid in (*tiny.descendants(node.pid), node.pid)]
-        for pid in pids:
-            if tiny.command_line(pid):
-                os.kill(pid, signal.SIGKILL)
-        for node in nodes:
-            node.communicate()
-        shutil.rmtree(folder, ignore_errors=True)
+    with _short_folder() as folder:
+        head = ["--head", "--port", address.partition(":")[2], "--include-dashboard", "false", "--temp-dir", folder]
+        try:
+            for words in (head, ["--address", address]):
+                nodes.append(_started(*words))
+                _wait_for(nodes[-1])
+            yield Cluster(address, nodes)
+        finally:
+            for pid in [pid for node in nodes for pid in (*tiny.descendants(node.pid), node.pid)]:
+                # Some have ended with those before them.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for node in nodes:
+                node.communicate()
 
 
 def _started(*words: str) -> subprocess.Popen[bytes]:
