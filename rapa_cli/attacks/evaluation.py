@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from rapa_cli.analysis.evaluation import batches
 from rapa_cli.analysis.reduction import reduce
 from rapa_cli.attacks.fgsm import perturb
-from rapa_cli.attacks.judging import judge
-from rapa_cli.attacks.methods import Method, method_named
+from rapa_cli.attacks.judging import judge, voting_draws
+from rapa_cli.attacks.methods import Method, Square, method_named
 from rapa_cli.attacks.oracle import Oracle
 from rapa_cli.attacks.records import Level, Origin, Records, Settings
 from rapa_cli.attacks.results import Point, attack_name, results
 from rapa_cli.attacks.snr import RAW, Space, eps_for_snr, exact_step, snr_db, space_of
 from rapa_cli.attacks.threat import Threat, View, judging_draw, parse_threat, scoring_draw
+from rapa_cli.attacks.torchattacks_adapter import OfTorchattacks
+from rapa_cli.errors import ConfigError
 
-__all__ = ["Attack", "Evaluation", "Level", "Point", "attack", "attacks_named", "attacks_of", "strength"]
+__all__ = ["Attack", "Evaluation", "Level", "Point", "attack", "attacks_named", "attacks_of", "check_fit", "strength"]
 
 # Backward through a network takes about twice the time of forward.
 _GRADIENT_COST = 3
@@ -46,11 +48,25 @@ def attacks_of(methods: Sequence[str], threats: Sequence[str]) -> list[Attack]:
     """All methods under all threats, each attack once: noise knows no threats, and EOT-PGD is EOT under any.
 
     Raises:
-        ConfigError: a name is not known.
+        ConfigError: a name is not known, or a method must see what a threat does not show.
     """
     known = [parse_threat(text) for text in threats]
     named = [method_named(name) for name in methods]
-    return list(dict.fromkeys(Attack(method, method.under(threat)) for method in named for threat in known))
+    found = list(dict.fromkeys(Attack(method, method.under(threat)) for method in named for threat in known))
+    for one in found:
+        if one.threat.name == "noise" and isinstance(one.method, (Square, OfTorchattacks)):
+            raise ConfigError(
+                f"--threat noise: {one.method.name} asks the network, and noise sees nothing of it",
+                hint="take methods that use gradients alone, as fgsm and pgd",
+            )
+    return found
+
+
+def check_fit(attacks: Sequence[Attack], shape: tuple[int, ...], classes: int) -> None:
+    """Raises ConfigError where a method cannot attack a network with images (C, H, W) and so many classes."""
+    for one in attacks:
+        if isinstance(one.method, OfTorchattacks):
+            one.method.check_fit(shape, classes)
 
 
 def attack(
@@ -81,14 +97,18 @@ def attack(
         method: a name that `method_named` knows.
         threat: what the attacker knows of the draws, as `parse_threat` reads it.
         draws: how many draws score.
-        judge_draws: how many fresh draws judge again.
+        judge_draws: how many fresh draws judge again; under vote-aware at least twice as many as it knows.
         seed: of the draws.
         batch_size: images at a time.
         on_batch: called with the number of images after each batch.
 
     Returns:
         A point for each level.
+
+    Raises:
+        ConfigError: no such method or threat, or too few draws to judge it.
     """
+    threats = [one.threat for one in attacks_of([method], [threat])]
     settings = Settings(
         networks=(Origin(path="", sha256=""),),
         data="",
@@ -99,7 +119,7 @@ def attack(
         threats=(threat,),
         draws=draws,
         judge_draws=judge_draws,
-        votes=judge_draws,
+        votes=voting_draws(threats, judge_draws),
         seed=seed,
         batch_size=batch_size,
     )
@@ -215,17 +235,14 @@ class Evaluation:
 
     @property
     def _clean_cost(self) -> int:
-        return self._settings.draws + self._judging_cost
-
-    @property
-    def _judging_cost(self) -> int:
-        judged, votes = self._settings.judge_draws, self._settings.votes
-        return judged + (votes if votes < judged else 0)
+        return self._settings.draws + self._settings.judge_draws
 
     def _attack_cost(self, attack: Attack, levels: int) -> int:
         groups = len({attack.threat.draws(number) for number in range(self._settings.draws)})
-        gradients = groups * attack.method.steps * max(1, attack.threat.count) * _GRADIENT_COST
-        return gradients + levels * (self._settings.draws + groups * (self._judging_cost + 1))
+        own = groups * max(1, attack.threat.count)
+        judging, gradients = self._settings.judge_draws, own * attack.method.steps * _GRADIENT_COST
+        seen = own * (levels + 1) if judging else 0
+        return gradients + seen + levels * (self._settings.draws + groups * judging)
 
     def _passes(self, attack: Attack) -> list[list[int]]:
         """The levels of an attack that are done together."""
@@ -254,12 +271,15 @@ class Evaluation:
         for ids, x, y in self._left(f"results/{result}/{levels[-1]}", target.device):
             single = attack.method.single_gradient
             directions = [attack.method.direction(view, x, y, ids) if single else None for view in views]
+            seen_clean = None
+            if self._settings.judge_draws and attack.threat.name != "noise":
+                seen_clean = torch.stack([view.classes(x, ids) for view in views], 1)
             for level in levels:
                 found = [
                     self._perturbed(attack.method, view, x, y, ids, self._settings.levels[level], direction, target)
                     for view, direction in zip(views, directions, strict=True)
                 ]
-                self._put(result, level, target, x, y, ids, views, found)
+                self._put(result, level, target, x, y, ids, views, found, seen_clean)
             self.records.save()
             self._on_cost(len(x) * cost)
             self._on_images(len(x))
@@ -299,6 +319,7 @@ class Evaluation:
         ids: Tensor,
         views: list[View],
         found: list[_Perturbed],
+        seen_clean: Tensor | None,
     ) -> None:
         settings = self._settings
         scored: list[Tensor] = []
@@ -313,9 +334,10 @@ class Evaluation:
             judgements = [target.judged(each.images, y, ids) for each in found]
             values["judged"] = torch.stack([judged for judged, _ in judgements], 1)
             values["vote"] = torch.stack([vote for _, vote in judgements], 1)
-            if views[0].threat.name != "noise":
-                seen = [1 - view.wrong(each.images, y, ids) for view, each in zip(views, found, strict=True)]
-                values["believed"] = torch.stack(seen, 1)
+            if seen_clean is not None:
+                seen = [view.classes(each.images, ids) for view, each in zip(views, found, strict=True)]
+                values["believed"] = torch.stack(seen, 1).to(torch.int16)
+                values["believed_clean"] = seen_clean.to(torch.int16)
         outcomes = [each.outcome for each in found if each.outcome is not None]
         if outcomes:
             values["outcome"] = torch.stack(outcomes, 1)
@@ -357,12 +379,15 @@ class _Target:
 
     @property
     def deterministic(self) -> bool:
-        """Whether all draws are the same, bit for bit, on the first images."""
+        """Whether all draws are the same, bit for bit, on the first images and on random pixels."""
         if self._deterministic is None:
             several = self._settings.draws + self._settings.judge_draws > 1
             if not several or not len(self._images):
                 return False
-            ids, x, _ = next(iter(batches(self._images[:8], self._images.new_zeros(8).long(), 8, self.device)))
+            _, x, _ = next(iter(batches(self._images[:8], self._images.new_zeros(8).long(), 8, self.device)))
+            # Of images that are black, say, all draws of a network may answer the same.
+            pixels = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+            x, ids = torch.cat([x, pixels]), torch.arange(2 * len(x), device=self.device)
             first, *others = [
                 self.oracle.logits(x, ids, draw) for draw in (scoring_draw(0), scoring_draw(1), judging_draw(0))
             ]
@@ -385,10 +410,10 @@ class _Target:
     def judged(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Classes int16 in each judging draw (B, J), and of the vote of the first of them (B,)."""
         wanted, votes = self._settings.judge_draws, self._settings.votes
-        found = judge(self.oracle, x, y, ids, 1 if self.deterministic else wanted)
-        voted = found if self.deterministic or votes == wanted else judge(self.oracle, x, y, ids, votes)
-        predictions = found.predictions.to(torch.int16)
-        return predictions.expand(-1, wanted) if self.deterministic else predictions, voted.vote.to(torch.int16)
+        found = (
+            judge(self.oracle, x, y, ids, 1, 1) if self.deterministic else judge(self.oracle, x, y, ids, wanted, votes)
+        )
+        return found.predictions.expand(-1, wanted).to(torch.int16), found.vote.to(torch.int16)
 
 
 def strength(level: Level, x: Tensor, space: Space = RAW) -> Tensor:

@@ -1,8 +1,12 @@
-"""Judging adversarial images: what the network says of them on draws that no attacker has seen."""
+"""Judging adversarial images: what the network says of them on draws that no attacker has seen.
+
+A vote-aware attacker of N draws knows the first N judging draws: its vote is of these, and all else that is said of its
+images is of the draws behind them. There must be at least as many.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +14,8 @@ from torch import Tensor
 
 from rapa_cli.analysis.voting import majority
 from rapa_cli.attacks.oracle import Oracle
-from rapa_cli.attacks.threat import judging_draw
+from rapa_cli.attacks.threat import Threat, judging_draw
+from rapa_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -19,13 +24,15 @@ class Judgement:
 
     Attributes:
         predictions: classes, int64 (B, J).
-        probability: mean over the draws of the softmax, float64 (B, classes).
+        probability: mean over the draws that vote of the softmax, float64 (B, classes).
         labels: int64 (B,).
+        votes: how many draws vote, the first ones; all where it is None.
     """
 
     predictions: Tensor
     probability: Tensor
     labels: Tensor
+    votes: int | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -39,8 +46,8 @@ class Judgement:
 
     @property
     def vote(self) -> Tensor:
-        """The class that most draws say, int64 (B,); ties go to the highest mean probability."""
-        votes = torch.nn.functional.one_hot(self.predictions, self.probability.shape[1]).sum(1)
+        """The class that most voting draws say, int64 (B,); ties go to the highest mean probability."""
+        votes = torch.nn.functional.one_hot(self.predictions[:, : self.votes], self.probability.shape[1]).sum(1)
         return majority(votes, self.probability)
 
     @property
@@ -54,10 +61,8 @@ class Judgement:
         return self.correct.all(1)
 
 
-def judge(oracle: Oracle, x: Tensor, labels: Tensor, ids: Tensor, draws: int) -> Judgement:
-    """Classifies images on fresh draws, with the noise of the arrays.
-
-    A vote-aware attacker of N draws has seen the first N of them, as it must have.
+def judge(oracle: Oracle, x: Tensor, labels: Tensor, ids: Tensor, draws: int, votes: int | None = None) -> Judgement:
+    """Classifies images on the judging draws, with the noise of the arrays.
 
     Args:
         oracle: of the attacked network.
@@ -65,15 +70,46 @@ def judge(oracle: Oracle, x: Tensor, labels: Tensor, ids: Tensor, draws: int) ->
         labels: int64 (B,).
         ids: image ids, int64 (B,).
         draws: how many, J, at least 1.
+        votes: how many of them vote, from 1 to J; all where it is None.
 
     Raises:
-        ValueError: less than 1 draw.
+        ValueError: a number outside its range.
     """
     if draws < 1:
         raise ValueError(f"draws: got {draws}, allowed are whole numbers from 1")
+    if votes is not None and not 1 <= votes <= draws:
+        raise ValueError(f"votes: got {votes}, allowed are 1 to {draws}")
     each = [oracle.logits(x, ids, judging_draw(number)) for number in range(draws)]
-    probability = torch.stack([logits.to(torch.float64).softmax(1) for logits in each]).mean(0)
-    return Judgement(torch.stack([logits.argmax(1) for logits in each], 1), probability, labels)
+    probability = torch.stack([logits.to(torch.float64).softmax(1) for logits in each[:votes]]).mean(0)
+    return Judgement(torch.stack([logits.argmax(1) for logits in each], 1), probability, labels, votes)
+
+
+def voting_draws(threats: Iterable[Threat], draws: int, votes: int | None = None) -> int:
+    """How many of the judging draws vote: all, or with a vote-aware attacker those that it knows.
+
+    Args:
+        threats: of all attacks that are judged.
+        draws: that judge, 0 where nothing is judged.
+        votes: how many were asked for.
+
+    Raises:
+        ConfigError: too few draws for the votes, or to judge a vote-aware attack by draws that it does not know; or a
+            vote of draws that it does not know.
+    """
+    if votes is not None and votes > draws:
+        raise ConfigError(f"-n {votes}: only {draws} draws judge", hint=f"give --judge-draws {votes} or more")
+    aware = sorted((threat for threat in threats if threat.known), key=lambda threat: threat.known)
+    if not draws or not aware:
+        return draws if votes is None else votes
+    least, most = aware[0], aware[-1]
+    if draws < 2 * most.known:
+        raise ConfigError(
+            f"--judge-draws {draws}: {most} knows the first {most.known} of them, and as many others must judge it",
+            hint=f"give --judge-draws {2 * most.known} or more",
+        )
+    if votes is not None and votes > least.known:
+        raise ConfigError(f"-n {votes}: {least} knows {least.known} draws, not the vote", hint="leave -n out")
+    return least.known if votes is None else votes
 
 
 def joined(parts: Sequence[Judgement]) -> Judgement:
@@ -82,4 +118,5 @@ def joined(parts: Sequence[Judgement]) -> Judgement:
         torch.cat([part.predictions for part in parts]),
         torch.cat([part.probability for part in parts]),
         torch.cat([part.labels for part in parts]),
+        parts[0].votes,
     )

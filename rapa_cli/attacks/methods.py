@@ -42,9 +42,23 @@ class Method(abc.ABC):
         """Whether one direction serves all strengths: `direction`, and then `fgsm.perturb` for each."""
         return False
 
+    @property
+    def follows_gradients(self) -> bool:
+        """Whether it asks for gradients of the network, and not for its answers alone."""
+        return True
+
+    @property
+    def iterative(self) -> bool:
+        """Whether it asks several times for each image."""
+        return self.steps > 1
+
     def under(self, threat: Threat) -> Threat:
         """The threat that the method really poses where this one is asked for."""
         return threat
+
+    def distinct_draws(self, threat: Threat) -> int:
+        """Over how many draws it learns about an image in all; by default it stays with those of its first step."""
+        return len(threat.draws())
 
     def attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
         """Adversarial images (B, C, H, W) in [0, 1], within eps of the images given.
@@ -84,7 +98,7 @@ class Fgsm(Method):
     def direction(self, view: View, x: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         """The sign of the gradient."""
         check_images(x)
-        return view.gradient(x, labels, ids)[1].sign()
+        return _slope(view, x, labels, ids).sign()
 
     def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
         return perturb(x, self.direction(view, x, labels, ids), eps)
@@ -97,6 +111,11 @@ class Noise(Method):
     def single_gradient(self) -> bool:
         """The same signs serve all strengths."""
         return True
+
+    @property
+    def follows_gradients(self) -> bool:
+        """It knows nothing."""
+        return False
 
     def under(self, threat: Threat) -> Threat:
         """Always noise."""
@@ -131,10 +150,14 @@ class Pgd(Method):
         """With several draws a fresh-draw threat is one of expectation over them."""
         return Threat("eot", self.draws) if threat.name == "fresh-draw" and self.draws > 1 else threat
 
+    def distinct_draws(self, threat: Threat) -> int:
+        """Where the threat has others at each step, those of all steps."""
+        return len({draw for step in range(self.steps) for draw in threat.draws(step=step)})
+
     def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
         adversarial = self._start(view, x, ids, eps) if self.start else x
         for step in range(self.steps):
-            _, gradient = view.gradient(adversarial, labels, ids, step)
+            gradient = _slope(view, adversarial, labels, ids, step)
             moved = adversarial + _each(eps) * (self.stride / self.steps) * self._unit(gradient)
             adversarial = within(x, moved, eps, self.norm)
         return adversarial
@@ -173,6 +196,11 @@ class Square(Method):
     """
 
     share: float = 0.8
+
+    @property
+    def follows_gradients(self) -> bool:
+        """Answers are all it asks for."""
+        return False
 
     def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -281,6 +309,22 @@ def check_images(x: Tensor) -> None:
         raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is (B, C, H, W)")
     if x.numel() and not (float(x.min()) >= 0 and float(x.max()) <= 1):
         raise ValueError(f"x: got pixels from {float(x.min()):g} to {float(x.max()):g}, allowed are 0 to 1")
+
+
+def _slope(view: View, x: Tensor, labels: Tensor, ids: Tensor, step: int = 0) -> Tensor:
+    """The gradient (B, C, H, W), for methods that follow it.
+
+    Raises:
+        ConfigError: it is not finite: no step would be taken, and images would look robust.
+    """
+    gradient = view.gradient(x, labels, ids, step)[1]
+    broken = (~gradient.isfinite()).flatten(1).any(1)
+    if broken.any():
+        raise ConfigError(
+            f"gradient: not finite at image {int(ids[broken][0])}, so that no attack can follow it",
+            hint="look for a division by 0 or the root of 0 in the network; square needs no gradients",
+        )
+    return gradient
 
 
 def _each(values: Tensor) -> Tensor:

@@ -126,7 +126,8 @@ class Oracle:
             loss: what is differentiated.
 
         Returns:
-            The loss (B,), and its gradient with respect to x, (B, C, H, W); 0 where x does not reach the logits.
+            The loss (B,), and its gradient with respect to x, (B, C, H, W); 0 where x does not reach the logits, not
+            finite where the network's own backward pass is not.
         """
         losses, gradients = [], []
         with self.known():
@@ -177,8 +178,9 @@ def _slope(losses: Tensor, point: Tensor) -> Tensor:
 
 
 def without_gradient(gradient: Tensor) -> Tensor:
-    """Which images have a gradient of 0 everywhere, bool (B,).
+    """Which images have a gradient of 0 everywhere, or one that is not finite everywhere, bool (B,).
 
     They look robust against methods that follow gradients, but may only be hidden from them.
     """
-    return (gradient == 0).flatten(1).all(1)
+    each = gradient.flatten(1)
+    return (each == 0).all(1) | ~each.isfinite().all(1)

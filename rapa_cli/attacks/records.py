@@ -1,6 +1,7 @@
 """What an evaluation found, image by image, in one safetensors file that grows as the evaluation goes on.
 
-records.safetensors   the tensors below; its metadata key `rapa` holds the settings and how far the evaluation is
+records.safetensors   the tensors below; its metadata key `rapa` holds the settings, how far the evaluation is, from
+                      which folder it was begun, and a SHA-256 of the tensors
 summary.csv           a row for each network, method, threat and level
 images/               adversarial images, where they were asked for: a file for each result, level and batch
 
@@ -9,7 +10,8 @@ networks/n/clean        int16 (N, S)        class of the clean image in each sco
 networks/n/judged       int16 (N, J)        and in each judging draw
 networks/n/vote         int16 (N,)          and by the vote of the first of them
 results/r/l/predicted   int16 (N, S)        class of the adversarial image in each scoring draw
-results/r/l/believed    float32 (N, G)      share of the attack's own draws in which the image is right
+results/r/l/believed    int16 (N, G, K)     its class in each of the attacker's own K draws, of vote-aware as one
+results/r/l/believed_clean  likewise        class of the clean image in these draws
 results/r/l/judged      int16 (N, G, J)     its class in each judging draw
 results/r/l/vote        int16 (N, G)        and by the vote of the first of them
 results/r/l/eps         float32 (N, G)      strength on the [0, 1] scale
@@ -26,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,7 +53,8 @@ _TENSORS = {
     "networks": {"clean": (torch.int16, "NS"), "judged": (torch.int16, "NJ"), "vote": (torch.int16, "N")},
     "results": {
         "predicted": (torch.int16, "NS"),
-        "believed": (torch.float32, "NG"),
+        "believed": (torch.int16, "NGK"),
+        "believed_clean": (torch.int16, "NGK"),
         "judged": (torch.int16, "NGJ"),
         "vote": (torch.int16, "NG"),
         "eps": (torch.float32, "NG"),
@@ -154,11 +158,12 @@ class Records:
     Attributes:
         settings: of the evaluation.
         folder: of the file; None keeps everything in memory.
+        begun_in: the folder that it was begun from, which paths of checkpoints start at.
         tensors: by the names above.
     """
 
     def __init__(self, settings: Settings, labels: Tensor, folder: Path | None = None) -> None:
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.begun_in = settings, folder, Path.cwd()
         self.tensors: dict[str, Tensor] = {"index": torch.arange(settings.images), "label": labels.to(torch.int64)}
         self._done: dict[str, int] = {}
         self._next = 0.0
@@ -166,6 +171,12 @@ class Records:
     def done(self, part: str) -> int:
         """How many images of a part (`networks/n` or `results/r/l`) are done; they are the first ones."""
         return self._done.get(part, 0)
+
+    def from_here(self, origin: Origin) -> str:
+        """The path of a checkpoint for the current folder, which may be another than that it was begun from."""
+        here = Path.cwd()
+        elsewhere = self.begun_in.resolve() != here.resolve() and not Path(origin.path).is_absolute()
+        return os.path.relpath(self.begun_in / origin.path, here) if elsewhere else origin.path
 
     def put(self, part: str, start: int, values: Mapping[str, Tensor]) -> None:
         """Fills in a batch of a part, image `start` first; every value has the images as its first axis."""
@@ -194,7 +205,13 @@ class Records:
         if self.folder is None or (not now and time.monotonic() < self._next):
             return
         started = time.monotonic()
-        document = {"settings": self.settings.model_dump(mode="json"), "done": self._done}
+        document = {
+            "settings": self.settings.model_dump(mode="json"),
+            "done": self._done,
+            # From the records' own folder, so that both may be moved together.
+            "begun_in": Path(os.path.relpath(self.begun_in, self.folder)).as_posix(),
+            "sha256": _digest(self.tensors),
+        }
         metadata = {_KEY: json.dumps(document, sort_keys=True)}
         _write(self.folder / FILE, dict(sorted(self.tensors.items())), metadata)
         self._next = time.monotonic() + _SPARE * (time.monotonic() - started)
@@ -240,10 +257,12 @@ def read(folder: Path) -> Records:
         held, metadata = tensors.read(path)
         document = config.validate(_Document, config.read_json(metadata.get(_KEY, "")), "its description")
         _check_tensors(document, held)
+        if _digest(held) != document.sha256:
+            raise ValueError("its tensors are not those that were written")
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="begin again in another folder with --out") from None
     found = Records(document.settings, held["label"], folder)
-    found.tensors, found._done = held, dict(document.done)
+    found.tensors, found._done, found.begun_in = held, dict(document.done), folder / document.begun_in
     return found
 
 
@@ -254,7 +273,8 @@ def check_same(records: Records, settings: Settings) -> None:
         ConfigError: the settings differ; the message names the first difference.
     """
     before, now = records.settings, settings
-    for name in Settings.model_fields:
+    # Other images are also what other settings make of the same data: these tell more.
+    for name in sorted(Settings.model_fields, key=lambda field: field == "data_sha256"):
         old, new = getattr(before, name), getattr(now, name)
         # A checkpoint may be named by another path, but must be the same file.
         if old == new or (name in ("networks", "source") and _files(old) == _files(new)):
@@ -295,6 +315,8 @@ def digest_images(images: Tensor, labels: Tensor) -> str:
 class _Document(config.Frozen):
     settings: Settings
     done: dict[str, NonNegativeInt]
+    begun_in: str
+    sha256: str
 
 
 def _check_tensors(document: _Document, held: Mapping[str, Tensor]) -> None:
@@ -316,9 +338,18 @@ def _check_tensors(document: _Document, held: Mapping[str, Tensor]) -> None:
             elif (
                 tensor.dtype != dtype
                 or len(tensor.shape) != len(axes)
-                or any(size not in sizes[axis] for size, axis in zip(tensor.shape, axes, strict=True))
+                or any(size not in sizes.get(axis, {size}) for size, axis in zip(tensor.shape, axes, strict=True))
             ):
                 raise ValueError(f"tensor '{prefix}{name}' is {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def _digest(values: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(values.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _write(path: Path, values: dict[str, Tensor], metadata: dict[str, str]) -> None:

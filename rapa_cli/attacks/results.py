@@ -12,19 +12,22 @@ from torch import Tensor
 from rapa_cli.attacks.intervals import Bootstrap, accuracies, accuracy, gap_closed, gap_interval
 from rapa_cli.attacks.records import Level, Origin, Records
 from rapa_cli.attacks.snr import Outcome
+from rapa_cli.attacks.threat import Threat, parse_threat
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What fresh draws say of the adversarial images; accuracies in percent.
+    """What judging draws say of the adversarial images; accuracies in percent.
 
     Of accuracies without a further word only those images count that are right without noise in the same draw, or by
     the same vote, or in all of the same draws.
 
     Attributes:
-        accuracy: mean over the draws.
+        draws: how many draws judge that the attacker does not know; mean and `always` are of these.
+        known: how many draws of the vote the attacker knows: all for vote-aware, else none.
+        accuracy: mean over the draws; NaN where there are none.
         ci95: its interval over resampled images.
         accuracy_all: likewise over all images.
         ci95_all: its interval.
@@ -32,11 +35,15 @@ class Judged:
         vote_ci95: its interval.
         vote_all: likewise over all images.
         always: of images right in all draws.
+        always_ci95: its interval.
         always_all: likewise over all images.
-        believed: what the attack itself sees of its images, mean over the draws it has; NaN for noise, which sees none.
+        believed: what the attack itself sees of its images, mean over the draws it has; of vote-aware, whose draws
+            answer as one, by their mean softmax. NaN for noise, which sees none.
         believed_all: likewise over all images.
     """
 
+    draws: int
+    known: int
     accuracy: float
     ci95: Interval
     accuracy_all: float
@@ -45,6 +52,7 @@ class Judged:
     vote_ci95: Interval
     vote_all: float
     always: float
+    always_ci95: Interval
     always_all: float
     believed: float
     believed_all: float
@@ -74,7 +82,7 @@ class Point:
         accuracy_all: over all images.
         ci95_all: its interval.
         accuracies: that over the counted images, of each draw.
-        judged: what fresh draws say, where they were asked.
+        judged: what judging draws say; None without such that the attacker does not know.
         gap: against the baseline, where there is one.
         missed: how many images could not meet an exact ratio, by reason; empty where none was asked for.
         right: whether each image is right in each draw under attack, bool (N, S).
@@ -154,7 +162,7 @@ def results(records: Records, attacks: Sequence[tuple[str, str, str]]) -> list[R
             result = number * len(attacks) + place
             against = None if baseline in (None, number) else (baseline or 0) * len(attacks) + place
             points = [
-                _point(records, result, number, level, bootstrap, against, baseline or 0)
+                _point(records, result, number, level, parse_threat(threat), bootstrap, against, baseline or 0)
                 for level in range(len(settings.levels))
             ]
             share = 100 * float(clean.double().mean())
@@ -163,7 +171,14 @@ def results(records: Records, attacks: Sequence[tuple[str, str, str]]) -> list[R
 
 
 def _point(
-    records: Records, result: int, network: int, level: int, bootstrap: Bootstrap, against: int | None, baseline: int
+    records: Records,
+    result: int,
+    network: int,
+    level: int,
+    threat: Threat,
+    bootstrap: Bootstrap,
+    against: int | None,
+    baseline: int,
 ) -> Point:
     asked = records.settings.levels[level]
     own = f"results/{result}/{level}"
@@ -191,7 +206,7 @@ def _point(
         accuracy(right, everyone),
         bootstrap.interval(right, everyone),
         tuple(accuracies(right, counted)),
-        _judged(records, own, network, counted, bootstrap),
+        _judged(records, own, network, threat, bootstrap),
         gap,
         _missed(records, own),
         right,
@@ -207,21 +222,29 @@ def _right(records: Records, result: int, network: int, level: int) -> tuple[Ten
     return records.tensors[f"results/{result}/{level}/predicted"] == labels, clean == labels
 
 
-def _judged(records: Records, own: str, network: int, counted: Tensor, bootstrap: Bootstrap) -> Judged | None:
-    if not records.settings.judge_draws:
+def _judged(records: Records, own: str, network: int, threat: Threat, bootstrap: Bootstrap) -> Judged | None:
+    settings = records.settings
+    if settings.judge_draws <= threat.known:
         return None
     labels = records.tensors["label"]
-    predicted = records.tensors[f"{own}/judged"]
-    groups = predicted.shape[1]
-    right = predicted == labels[:, None, None]
-    clean = records.tensors[f"networks/{network}/judged"] == labels[:, None]
+    right = records.tensors[f"{own}/judged"][..., threat.known :] == labels[:, None, None]
+    _, groups, draws = right.shape
+    clean = records.tensors[f"networks/{network}/judged"][:, threat.known :] == labels[:, None]
     right_draws, clean_draws = right.flatten(1), clean.repeat(1, groups)
     vote = records.tensors[f"{own}/vote"] == labels[:, None]
     vote_clean = (records.tensors[f"networks/{network}/vote"] == labels)[:, None].expand_as(vote)
     always, always_clean = right.all(2), clean.all(1, keepdim=True).expand(-1, groups)
     every_draw, every_vote = torch.ones_like(right_draws), torch.ones_like(vote)
-    believed = records.tensors.get(f"{own}/believed")
+    believed = believed_all = math.nan
+    if f"{own}/believed" in records.tensors:
+        seen, seen_clean = (
+            (records.tensors[f"{own}/{name}"] == labels[:, None, None]).flatten(1)
+            for name in ("believed", "believed_clean")
+        )
+        believed, believed_all = accuracy(seen, seen_clean), accuracy(seen, torch.ones_like(seen))
     return Judged(
+        draws,
+        min(threat.known, settings.votes),
         accuracy(right_draws, clean_draws),
         bootstrap.interval(right_draws, clean_draws),
         accuracy(right_draws, every_draw),
@@ -230,16 +253,11 @@ def _judged(records: Records, own: str, network: int, counted: Tensor, bootstrap
         bootstrap.interval(vote, vote_clean),
         accuracy(vote, every_vote),
         accuracy(always, always_clean),
+        bootstrap.interval(always, always_clean),
         accuracy(always, torch.ones_like(always)),
-        math.nan if believed is None else _share(believed, counted),
-        math.nan if believed is None else _share(believed, torch.ones_like(counted)),
+        believed,
+        believed_all,
     )
-
-
-def _share(right: Tensor, counted: Tensor) -> float:
-    """The mean share of an attack's draws in which counted images are right, percent; shares (N, G), counted (N, S)."""
-    sums = (right.double() * counted).sum(0) / counted.sum(0)
-    return 100 * float(sums.mean())
 
 
 def _missed(records: Records, own: str) -> dict[str, int]:

@@ -64,6 +64,11 @@ class Threat:
         """What the attacker raises."""
         return Loss.VOTE if self.name == "vote-aware" else Loss.CROSS_ENTROPY
 
+    @property
+    def known(self) -> int:
+        """How many of the judging draws, the first ones, the attacker knows."""
+        return self.count if self.name == "vote-aware" else 0
+
     def draws(self, scoring: int = 0, step: int = 0) -> tuple[int, ...]:
         """The attacker's draws on the stream "attack".
 
@@ -165,9 +170,17 @@ class View:
         return each.mean(0)
 
     def wrong(self, x: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        """The share of the threat's draws at step 0 that are wrong, (B,): an attack's own success.
+        """The share of `classes` that are wrong, (B,): an attack's own success.
 
-        Of vote-aware it is 1 or 0, as the mean softmax is wrong or right.
+        Raises:
+            ConfigError: the threat is `noise`, which sees nothing.
+        """
+        return (self.classes(x, ids) != labels[:, None]).to(x.dtype).mean(1)
+
+    def classes(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The classes in each of the threat's draws at step 0, int64 (B, K), without noise.
+
+        Of vote-aware it is one, that of the mean softmax.
 
         Raises:
             ConfigError: the threat is `noise`, which sees nothing.
@@ -175,7 +188,7 @@ class View:
         each = [self.oracle.logits(x, ids, draw, noise=False) for draw in self.seen()]
         if self.threat.loss is Loss.VOTE:
             each = [self.one_of(each)]
-        return torch.stack([logits.argmax(1) != labels for logits in each]).to(x.dtype).mean(0)
+        return torch.stack([logits.argmax(1) for logits in each], 1)
 
     def seen(self) -> tuple[int, ...]:
         """The threat's draws at step 0, on the stream "attack".

@@ -36,14 +36,32 @@ _REFUSED = ("VANILA", "GN", "EADL1", "SparseFool", "OnePixel", "Pixle", "JSMA", 
 # They mix what they compute with their images, so that logits must have the same precision.
 _SINGLE = ("FAB", "AutoAttack")
 _BLACK_BOX = ("SPSA", "Square")
+_SQUARES = ("Square", "AutoAttack")
 _COLOURED = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Losses that compare more than two logits.
 _LEAST_CLASSES = {"APGDT": 4, "AutoAttack": 4}
 _EPS, _STEPS = ("eps", "max_epsilon"), ("steps", "n_queries", "num_iter_set", "max_iterations", "nb_iter")
 
 
+class OfTorchattacks(Method):
+    """A method by torchattacks; it asks the network for answers, whatever else it does."""
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes its losses compare."""
+        return 2
+
+    def check_fit(self, shape: tuple[int, ...], classes: int) -> None:
+        """Raises ConfigError where it cannot attack a network with images (C, H, W) and so many classes."""
+        if classes < self.least_classes:
+            raise ConfigError(
+                f"method: {self.name} needs {self.least_classes} classes, the network has {classes}",
+                hint="take pgd or apgd-ce",
+            )
+
+
 @dataclass(frozen=True)
-class Apgd(Method):
+class Apgd(OfTorchattacks):
     """Auto-PGD (Croce and Hein 2020) by torchattacks, keeping the iterate of the highest loss.
 
     torchattacks' own choice keeps an iterate only where the prediction was wrong, and the clean image elsewhere, which
@@ -60,11 +78,17 @@ class Apgd(Method):
     losses: tuple[str, ...] = ("ce",)
     draws: int = 1
 
+    @property
+    def least_classes(self) -> int:
+        """The ratio of differences of logits takes three."""
+        return 3 if "dlr" in self.losses else 2
+
     def under(self, threat: Threat) -> Threat:
         """With several draws a fresh-draw threat is one of expectation over them."""
         return Threat("eot", self.draws) if threat.name == "fresh-draw" and self.draws > 1 else threat
 
     def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
+        _check_fit(self, view, x, ids)
         best, wrong, highest = x, x.new_full((len(x),), -1.0), x.new_full((len(x),), -torch.inf)
         for loss in self.losses:
             found = self._run(loss, view, x, labels, ids, eps)
@@ -77,8 +101,6 @@ class Apgd(Method):
         return best
 
     def _run(self, loss: str, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
-        if loss == "dlr":
-            _check_classes(self.name, view, x, ids, 3)
         library = _torchattacks()
         with view.oracle.known(), _own_random_state(view, ids):
             stand_in = _StandIn(view, x, ids, reach=0.0, norm=self.norm)
@@ -92,7 +114,7 @@ class Apgd(Method):
 
 
 @dataclass(frozen=True)
-class Adapted(Method):
+class Adapted(OfTorchattacks):
     """Any attack of torchattacks within L2 or Linf.
 
     Strengths: a group of images for each, as torchattacks takes one for a batch. L2 strengths become norms,
@@ -121,12 +143,27 @@ class Adapted(Method):
         """As its steps say; AutoAttack has no number of them."""
         return self.attack_class == "AutoAttack" or super().iterative
 
-    def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
-        _check_classes(self.name, view, x, ids, _LEAST_CLASSES.get(self.attack_class, 2))
-        if self.attack_class in _COLOURED and x.shape[1] != 3:
+    @property
+    def least_classes(self) -> int:
+        """Losses with a target compare it with others."""
+        return _LEAST_CLASSES.get(self.attack_class, 2)
+
+    def check_fit(self, shape: tuple[int, ...], classes: int) -> None:
+        """As for all, and colours or sizes that the class is made for."""
+        super().check_fit(shape, classes)
+        channels, *sides = shape
+        if self.attack_class in _COLOURED and channels != 3:
             raise ConfigError(
-                f"method: {self.name} needs images of 3 channels, got {x.shape[1]}", hint="take pgd or apgd-ce"
+                f"method: {self.name} needs images of 3 channels, got {channels}", hint="take pgd or apgd-ce"
             )
+        if self.attack_class in _SQUARES and self.norm == "L2" and not _holds_squares(*sides):
+            raise ConfigError(
+                f"method: {self.name} cannot lay its squares out in images of {' x '.join(map(str, sides))}",
+                hint="take square or pgd-l2",
+            )
+
+    def _attack(self, view: View, x: Tensor, labels: Tensor, ids: Tensor, eps: Tensor) -> Tensor:
+        _check_fit(self, view, x, ids)
         found = x.clone()
         for strength in sorted(set(eps.tolist())):
             if not strength:
@@ -331,13 +368,16 @@ def _radius(eps: Tensor, x: Tensor, norm: str) -> Tensor:
     return eps * float(x[0].numel()) ** 0.5 if norm == "L2" else eps
 
 
-def _check_classes(name: str, view: View, x: Tensor, ids: Tensor, least: int) -> None:
-    if least > 2:
-        classes = view.logits(x[:1], ids[:1]).shape[1]
-        if classes < least:
-            raise ConfigError(
-                f"method: {name} needs {least} classes, the network has {classes}", hint="take pgd or apgd-ce"
-            )
+def _check_fit(method: OfTorchattacks, view: View, x: Tensor, ids: Tensor) -> None:
+    classes = view.logits(x[:1], ids[:1]).shape[1] if method.least_classes > 2 else 2
+    method.check_fit(tuple(x.shape[1:]), classes)
+
+
+def _holds_squares(height: int, width: int) -> bool:
+    """Whether the first squares of torchattacks' Square in L2 stay within the image: fifths, from a margin on."""
+    side = height // 5
+    margin = (height - 5 * side) // 2
+    return side == 1 or (side > 1 and all(margin + size // side * side <= size for size in (height, width)))
 
 
 def _torchattacks() -> Any:

@@ -97,12 +97,20 @@ def attack(
             min=0,
             max=2**16,
             show_default=False,
-            help=f"Fresh draws that judge again; {JUDGE_DRAWS} with --methods or --threat, else none.",
+            help=f"Fresh draws that judge again; {JUDGE_DRAWS} with --methods or --threat, for vote-aware:N "
+            "at least 2 N; else none.",
         ),
     ] = None,
     votes: Annotated[
         int | None,
-        typer.Option("-n", "--votes", metavar="N", min=1, show_default=False, help="How many of them vote; all."),
+        typer.Option(
+            "-n",
+            "--votes",
+            metavar="N",
+            min=1,
+            show_default=False,
+            help="How many of them vote; all, with vote-aware:N these N.",
+        ),
     ] = None,
     baseline: Annotated[
         str | None,
@@ -118,11 +126,11 @@ def attack(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="End with code 4 where a check fails.")] = False,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="DIR", show_default=False, help="New folder for records, tables and figures."),
     ] = None,
     resume: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="DIR", show_default=False, help="Go on with the records in a folder, as they were begun."),
     ] = None,
     save_images: Annotated[
@@ -187,8 +195,9 @@ def attack(
     from rapa_cli.commands.session import subject
     from rapa_cli.files import held
 
-    begun = None if resume is None else store.read(resume)
-    request = request if begun is None else request.or_as(begun.settings)
+    folder = _folder(out, "--out")
+    begun = None if resume is None else store.read(_folder(resume, "--resume") or Path())
+    request = request if begun is None else request.or_as(begun)
 
     def load(name: str | None, wanted: Request) -> Subject:
         return subject(
@@ -206,9 +215,16 @@ def attack(
     first = job.subjects[0]
     if begun is not None:
         store.check_same(begun, job.settings)
-    records = begun or store.begin(out, job.settings, first.labels)
+    records = begun or store.begin(folder, job.settings, first.labels)
     with contextlib.nullcontext() if records.folder is None else held(records.folder):
         _evaluate(job, records, sanity=sanity, strict=strict, json=json)
+
+
+def _folder(text: str | None, option: str) -> Path | None:
+    """The folder that an option names; an empty name would be the current one."""
+    if text == "":
+        raise ConfigError(f"{option}: got an empty name", hint=f"for example {option} attacked")
+    return None if text is None else Path(text)
 
 
 def _evaluate(job: Job, records: Records, *, sanity: bool | None, strict: bool, json: bool) -> None:

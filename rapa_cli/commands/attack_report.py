@@ -80,6 +80,10 @@ def show(shown: Shown, written: Sequence[Path]) -> None:
             f"fresh draws: mean over {settings.judge_draws} draws that judge again, over images that are right without "
             "noise in the same draw, vote, or all draws; believed: what the attack sees of its own images, no result"
         )
+        judged = {result.threat: result.points[0].judged for result in shown.found}
+        for threat, point in judged.items():
+            if point is not None and point.known:
+                _wrapped(f"{threat}: the vote is of draws that it knows, fresh are the {point.draws} it does not know")
     if any(result.points[0].gap for result in shown.found):
         _wrapped("gap closed: 1 - (100 - accuracy) / (100 - that of the baseline)")
     if shown.checks is None:
@@ -141,7 +145,8 @@ def _picture(folder: Path, shown: Shown, run: Evaluation, own: list[Result]) -> 
     right = result.points[0].right_clean[:, 0]
     if not right.any():
         return []
-    lost = right & ~result.points[-1].right[:, 0]
+    strongest = min(result.points, key=lambda point: point.accuracy_all)
+    lost = right & ~strongest.right[:, 0]
     image = int((lost if lost.any() else right).double().argmax())
     clean, seen = run.pictures(result.network, result.number % len(run.attacks), image)
     classes = shown.subjects[result.network].description.classes
@@ -228,11 +233,15 @@ def _row(result: Result, point: Point) -> dict[str, Any]:
         "accuracy_all": point.accuracy_all,
         "low_all": point.ci95_all[0],
         "high_all": point.ci95_all[1],
+        "judge_draws": judged and judged.draws,
         "judged": judged and judged.accuracy,
         "judged_all": judged and judged.accuracy_all,
+        "vote_known": judged and judged.known,
         "vote": judged and judged.vote,
         "vote_all": judged and judged.vote_all,
         "always": judged and judged.always,
+        "always_low": judged and judged.always_ci95[0],
+        "always_high": judged and judged.always_ci95[1],
         "always_all": judged and judged.always_all,
         "believed": judged and judged.believed,
         "believed_all": judged and judged.believed_all,
@@ -267,7 +276,7 @@ def _network(shown: Shown, subject: Subject, own: list[Result]) -> None:
             "fresh draws (%)": [_number(found.accuracy, 1) for found in judged],
             "95 % interval": [_interval(found.ci95, 1) for found in judged],
             f"vote {settings.votes}": [_number(found.vote, 1) for found in judged],
-            f"all {settings.judge_draws} right": [_number(found.always, 1) for found in judged],
+            "all right": [_number(found.always, 1) for found in judged],
             "believed": [_number(found.believed, 1) for found in judged],
         }
         _table(names, columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ from rapa_cli.commands import options
 from rapa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rapa_cli.attacks.records import Level, Origin, Settings
+    from rapa_cli.attacks.records import Level, Origin, Records, Settings
+    from rapa_cli.attacks.threat import Threat
     from rapa_cli.commands.session import Subject
     from rapa_cli.layers.network import Network
 
@@ -62,12 +63,13 @@ class Request:
     save_images: bool | None = None
     batch_size: int | None = None
 
-    def or_as(self, before: Settings) -> Request:
+    def or_as(self, records: Records) -> Request:
         """This request, with what it leaves out as in the evaluation that records are of."""
+        before = records.settings
         recorded = Request(
-            tuple(origin.path for origin in before.networks if not origin.baseline),
-            next((origin.path for origin in before.networks if origin.baseline), None),
-            REDUCED if before.source is None else before.source.path,
+            tuple(records.from_here(origin) for origin in before.networks if not origin.baseline),
+            next((records.from_here(origin) for origin in before.networks if origin.baseline), None),
+            REDUCED if before.source is None else records.from_here(before.source),
             # The rest of the fields have the same names.
             **{field.name: getattr(before, field.name) for field in fields(Request)[3:]},
         )
@@ -107,8 +109,9 @@ def prepared(request: Request, load: Callable[[str | None, Request], Subject]) -
         ConfigError: options that do not fit each other.
         FileError: a checkpoint or data is missing or damaged.
     """
-    from rapa_cli.attacks.evaluation import attacks_of
+    from rapa_cli.attacks.evaluation import attacks_of, check_fit
     from rapa_cli.attacks.records import Settings, digest_images
+    from rapa_cli.attacks.snr import space_of
 
     levels = request.levels or tuple(levels_named(None, None))
     if request.exact_snr and levels[0].snr_db is None:
@@ -118,8 +121,7 @@ def prepared(request: Request, load: Callable[[str | None, Request], Subject]) -
     transfer = any(attack.threat.name == "transfer" for attack in attacks)
     if request.source not in (None, REDUCED) and not transfer:
         raise ConfigError("--source cannot go without --threat transfer", hint="add --threat transfer")
-    aware = [attack.threat.count for attack in attacks if attack.threat.name == "vote-aware"]
-    judging, voting = _judges(request, max(aware, default=0))
+    judging, voting = _judges(request, [attack.threat for attack in attacks])
     names: tuple[str | None, ...] = request.checkpoints or (None,)
     first = load(names[0], request)
     # All are judged on the images of the first.
@@ -127,6 +129,11 @@ def prepared(request: Request, load: Callable[[str | None, Request], Subject]) -
     subjects = [first, *(load(name, request) for name in names[1:])]
     if request.baseline is not None:
         subjects.append(load(request.baseline, request))
+    space = _space(request.snr_space or "raw")
+    # Before anything is computed: a method that cannot work must not be found out after hours of others.
+    for one in subjects:
+        check_fit(attacks, tuple(one.images.shape[1:]), one.network.classes)
+        space_of(one.network, space)
     source = load(request.source, request) if transfer and request.source not in (None, REDUCED) else None
     return Job(
         subjects,
@@ -140,7 +147,7 @@ def prepared(request: Request, load: Callable[[str | None, Request], Subject]) -
             levels=levels,
             methods=methods,
             threats=threats,
-            snr_space=_space(request.snr_space or "raw"),
+            snr_space=space,
             exact_snr=bool(request.exact_snr),
             draws=request.draws or 1,
             judge_draws=judging,
@@ -199,15 +206,15 @@ def _snr_values(text: str) -> list[float]:
     return values
 
 
-def _judges(request: Request, aware: int) -> tuple[int, int]:
-    """How many draws judge, and how many of them vote; at least as many as a vote-aware attacker knows."""
-    judging, voting = request.judge_draws, request.votes
+def _judges(request: Request, threats: Sequence[Threat]) -> tuple[int, int]:
+    """How many draws judge, and how many of them vote."""
+    from rapa_cli.attacks.judging import voting_draws
+
+    judging = request.judge_draws
     if judging is None:
-        plain = request.methods is None and request.threats is None and voting is None
-        judging = 0 if plain else max(JUDGE_DRAWS, aware, voting or 0)
-    if voting is not None and voting > judging:
-        raise ConfigError(f"-n {voting}: only {judging} draws judge", hint=f"give --judge-draws {voting} or more")
-    return judging, min(judging, voting or judging)
+        plain = request.methods is None and request.threats is None and request.votes is None
+        judging = 0 if plain else max(JUDGE_DRAWS, request.votes or 0, *(2 * threat.known for threat in threats))
+    return judging, voting_draws(threats, judging, request.votes)
 
 
 def _space(name: str) -> Any:

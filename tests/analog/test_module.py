@@ -23,13 +23,13 @@ from rapa_cli.analog.parameters import IOParameters, Mapping
 from rapa_cli.analog.periphery import Periphery
 from rapa_cli.analog.presets import DEVICES, PRESET_IO, preset
 from rapa_cli.attacks.evaluation import Level, attack
-from rapa_cli.attacks.fgsm import gradient_sign
 from rapa_cli.kernels import cpu
 from rapa_cli.keyed import draws, number_layers
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.training.sgd import AnalogSGD
+from tests.attacks.toy import gradient_sign
 from tests.tolerances import assert_near
 
 PERFECT = IOParameters(is_perfect=True)

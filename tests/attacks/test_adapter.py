@@ -15,7 +15,15 @@ from rapa_cli.attacks.judging import judge
 from rapa_cli.attacks.methods import METHODS, Method, Pgd, method_named
 from rapa_cli.attacks.oracle import Oracle
 from rapa_cli.attacks.threat import View, parse_threat
-from rapa_cli.attacks.torchattacks_adapter import Adapted, Apgd, _StandIn, _torchattacks, _UnclearRowsError, names
+from rapa_cli.attacks.torchattacks_adapter import (
+    Adapted,
+    Apgd,
+    _holds_squares,
+    _StandIn,
+    _torchattacks,
+    _UnclearRowsError,
+    names,
+)
 from rapa_cli.errors import ConfigError
 from tests.attacks import toy
 from tests.attacks.test_methods import OWN, root_mean_square
@@ -361,6 +369,20 @@ def test_names() -> None:
     with pytest.raises(ConfigError) as error:
         method_named("mifgssm")
     assert error.value.hint == "did you mean 'mifgsm'?"
+
+
+def test_sizes_that_squares_can_be_laid_out_in() -> None:
+    for size in (*range(4, 17), 20, 28, 32, 64):
+        x, model = torch.full((1, 1, size, size), 0.5), nn.Sequential(nn.Flatten(), nn.Linear(size * size, 3))
+        # Images that are wrong already are left alone.
+        labels = model(x).argmax(1)
+        with toy.fixed():
+            try:
+                _torchattacks().Square(model, norm="L2", n_queries=1).perturb(x, labels)
+                works = True
+            except (RuntimeError, ZeroDivisionError):
+                works = False
+        assert _holds_squares(size, size) is works, size
 
 
 def test_networks_that_an_attack_cannot_take() -> None:

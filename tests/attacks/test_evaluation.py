@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rapa_cli.analysis.evaluation import wilson
 from rapa_cli.attacks import evaluation
-from rapa_cli.attacks.evaluation import Evaluation, Level, attack, attacks_named, attacks_of
-from rapa_cli.attacks.fgsm import gradient_sign, perturb
+from rapa_cli.attacks.evaluation import Evaluation, Level, attack, attacks_named, attacks_of, check_fit
+from rapa_cli.attacks.fgsm import perturb
 from rapa_cli.attacks.intervals import gap_closed
+from rapa_cli.attacks.judging import judge
 from rapa_cli.attacks.oracle import Oracle
 from rapa_cli.attacks.records import Origin, Records, Settings
 from rapa_cli.attacks.results import Result, results
 from rapa_cli.attacks.snr import eps_for_snr, snr_db
+from rapa_cli.attacks.threat import parse_threat
 from rapa_cli.errors import ConfigError
-from rapa_cli.keyed import draws
+from rapa_cli.keyed import KeyedLayer, draws
 from rapa_cli.layers.network import Network
+from rapa_cli.philox import Purpose, uniform
+from tests.attacks.toy import gradient_sign
 from tests.training import tiny
 
 TEST = tiny.data_set(test=24).test
@@ -128,6 +133,25 @@ def test_one_attack_each() -> None:
         attacks_of(["fgsmm"], ["fresh-draw"])
 
 
+@pytest.mark.parametrize("method", ["square", "apgd-ce", "cw"])
+def test_methods_that_ask_questions_cannot_go_without_answers(method: str) -> None:
+    with pytest.raises(ConfigError, match=f"--threat noise: {method} asks the network"):
+        attacks_of(["fgsm", method], ["fresh-draw", "noise"])
+    assert len(attacks_of(["fgsm", "pgd", "noise"], ["noise"])) == 3
+
+
+def test_methods_that_do_not_fit_a_network() -> None:
+    for method, shape, classes, message in (
+        ("apgd-dlr", (3, 8, 8), 2, "needs 3 classes, the network has 2"),
+        ("autoattack", (3, 8, 8), 3, "needs 4 classes"),
+        ("tifgsm", (1, 8, 8), 4, "needs images of 3 channels, got 1"),
+        ("square-l2", (1, 12, 12), 4, "cannot lay its squares out in images of 12 x 12"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_fit(attacks_of(["fgsm", method], ["fresh-draw"]), shape, classes)
+        check_fit(attacks_of(["fgsm", method], ["fresh-draw"]), (3, 8, 8), 4)
+
+
 def test_judging_by_hand() -> None:
     model = network()
     records, (result,) = evaluated(model, levels=LEVELS[1:], judge_draws=4, votes=4)
@@ -146,11 +170,84 @@ def test_judging_by_hand() -> None:
     assert found.accuracy_all == pytest.approx(100 * float(right.double().mean()))
     assert found.always_all == pytest.approx(100 * float(right.all(1).double().mean()))
     assert found.always_all <= found.accuracy_all
-    seen = classes(model, noisy, 0)
-    assert found.believed_all == pytest.approx(100 * float((seen == y).double().mean()))
+    always, every = right.all(1), counted.all(1)
+    assert found.always_ci95 == wilson(int((always & every).sum()), int(every.sum()))
+    assert (found.draws, found.known) == (4, 0)
+    seen, known = classes(model, noisy, 0) == y, classes(model, x, 0) == y
+    assert found.believed_all == pytest.approx(100 * float(seen.double().mean()))
+    assert found.believed == pytest.approx(100 * int((seen & known).sum()) / int(known.sum()))
     noise = evaluated(model, methods=("noise",), judge_draws=1, votes=1)[1][0].points[0].judged
     assert noise is not None
     assert math.isnan(noise.believed)
+
+
+def test_a_vote_aware_attack_is_judged_on_draws_that_it_does_not_know() -> None:
+    model, (x, y, ids) = network(), (tiny.pixels(TEST), TEST.labels, torch.arange(24))
+    records, (result,) = evaluated(model, threats=("vote-aware 2",), levels=LEVELS[1:], judge_draws=5, votes=2)
+    found = result.points[0].judged
+    assert found is not None
+    assert (found.draws, found.known) == (3, 2)
+    oracle = Oracle(model, 3)
+    sign = oracle.gradient(x, y, ids, (2**24, 2**24 + 1), loss=parse_threat("vote-aware").loss)[1].sign()
+    noisy = perturb(x, sign, eps_for_snr(x, 5))
+    fresh = torch.stack([classes(model, noisy, 2**24 + draw) == y for draw in (2, 3, 4)], 1)
+    clean = torch.stack([classes(model, x, 2**24 + draw) == y for draw in (2, 3, 4)], 1)
+    assert found.accuracy_all == pytest.approx(100 * float(fresh.double().mean()))
+    assert found.accuracy == pytest.approx(100 * float(((fresh & clean).sum(0) / clean.sum(0)).mean()))
+    assert found.always_all == pytest.approx(100 * float(fresh.all(1).double().mean()))
+    assert found.vote_all == pytest.approx(100 * float(judge(oracle, noisy, y, ids, 2).vote_correct.double().mean()))
+    assert records.tensors["results/0/0/believed"].shape == (24, 1, 1), "its draws answer as one"
+    with pytest.raises(ConfigError, match="--judge-draws 3: vote-aware 2 knows the first 2"):
+        attack(model, TEST.images, y, LEVELS, threat="vote-aware 2", judge_draws=3)
+
+
+def test_an_attack_of_no_strength_believes_what_is_true() -> None:
+    threats = ("fresh-draw", "same-draw", "eot 4", "vote-aware 4")
+    found = evaluated(network(), threats=threats, levels=(Level(eps=0),), judge_draws=8, votes=4)[1]
+    for result in found:
+        judged = result.points[0].judged
+        assert judged is not None
+        assert (judged.believed, judged.accuracy, judged.always) == (100, 100, 100), result.attack
+        assert judged.believed_all < 100, "some are wrong without noise"
+
+
+def test_each_judging_draw_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    logits = Oracle.logits
+
+    def noted(self: Oracle, x: Tensor, ids: Tensor, draw: int, **rest: Any) -> Tensor:
+        asked.append(draw)
+        return logits(self, x, ids, draw, **rest)
+
+    model = network()
+    whole = evaluated(model, levels=LEVELS[1:], judge_draws=3, votes=3)[0].tensors
+    monkeypatch.setattr(Oracle, "logits", noted)
+    records, _ = evaluated(model, levels=LEVELS[1:], judge_draws=5, votes=3)
+    # Once for the clean images and once for those under attack; the first also to see whether draws are alike.
+    assert [asked.count(2**24 + draw) for draw in range(5)] == [3, 2, 2, 2, 2]
+    assert torch.equal(records.tensors["results/0/0/vote"], whole["results/0/0/vote"])
+
+
+class Patterned(KeyedLayer):
+    """Weighs pixels by a pattern of the draw, and so says the same of black images in all draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chance = uniform(self.draw_for(len(x), x.device).words(Purpose.ASSIGNMENT, count=3 * x[0].numel()))
+        return torch.einsum("bkd,bd->bk", (chance - 0.5).view(len(x), 3, -1), x.flatten(1)) + self.place
+
+
+def test_black_images_do_not_make_a_network_deterministic() -> None:
+    images = TEST.images.clone()
+    images[:8] = 0
+    records = Records(settings(judge_draws=3, votes=3, draws=2), TEST.labels)
+    Evaluation([Patterned()], images, TEST.labels, records).attack()
+    judged = records.tensors["networks/0/judged"]
+    assert (judged[:8] == judged[:8, :1]).all()
+    assert (judged[8:] != judged[8:, :1]).any()
 
 
 def test_a_network_without_random_choices_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +260,8 @@ def test_a_network_without_random_choices_is_asked_once(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Oracle, "logits", noted)
     _, (result,) = evaluated(tiny.network(scheme="none"), draws=3, judge_draws=5, votes=5)
-    # Three to see that draws are alike, two for the clean images, three for each level.
-    assert len(calls) == 3 + 2 + 2 * 3
+    # Three to see that draws are alike, three for the clean images (scored, judged, believed), three for each level.
+    assert len(calls) == 3 + 3 + 2 * 3
     judged = result.points[1].judged
     assert judged is not None
     assert result.points[1].accuracies == (result.points[1].accuracy,) * 3

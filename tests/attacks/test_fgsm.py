@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from rapa_cli.analysis.evaluation import wilson
 from rapa_cli.attacks.evaluation import Level, attack
-from rapa_cli.attacks.fgsm import gradient_sign, perturb
+from rapa_cli.attacks.fgsm import perturb
 from rapa_cli.attacks.snr import eps_for_snr, snr_db
 from rapa_cli.data.images import Split
 from rapa_cli.keyed import draws
 from rapa_cli.layers.network import Network
+from tests.attacks.toy import gradient_sign
 from tests.training import tiny
 
 EPS = [0.0, 1 / 255, 8 / 255, 0.2]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rapa_cli.attacks.judging import Judgement, joined, judge
+from rapa_cli.attacks.judging import Judgement, joined, judge, voting_draws
 from rapa_cli.attacks.oracle import Oracle
+from rapa_cli.attacks.threat import parse_threat
+from rapa_cli.errors import ConfigError
 from tests.attacks import toy
 
 
@@ -32,6 +34,36 @@ def test_fresh_draws() -> None:
     assert float(found.share.mean()) > 0.9, "the network has learned"
     with pytest.raises(ValueError, match="draws: got 0"):
         judge(oracle, x, labels, ids, 0)
+    with pytest.raises(ValueError, match="votes: got 6, allowed are 1 to 5"):
+        judge(oracle, x, labels, ids, 5, 6)
+    some, few = judge(oracle, x, labels, ids, 5, 2), judge(oracle, x, labels, ids, 2)
+    assert torch.equal(some.predictions, found.predictions)
+    assert torch.equal(some.vote, few.vote), "the first ones vote"
+    assert torch.equal(joined([some]).vote, few.vote)
+
+
+@pytest.mark.parametrize(
+    ("threats", "draws", "votes", "found"),
+    [
+        (["fresh-draw"], 16, None, 16),
+        (["fresh-draw", "eot 8"], 16, 3, 3),
+        (["vote-aware 4"], 8, None, 4),
+        (["vote-aware 4", "fresh-draw", "vote-aware 6"], 12, None, 4),
+        (["vote-aware 4"], 9, 3, 3),
+        (["vote-aware 4"], 0, None, 0),
+        (["fresh-draw"], 2, 3, "-n 3: only 2 draws judge"),
+        (["vote-aware 4"], 7, None, "--judge-draws 7: vote-aware 4 knows the first 4 of them"),
+        (["vote-aware 2", "vote-aware 32"], 4, None, "--judge-draws 4: vote-aware 32 knows the first 32"),
+        (["vote-aware 4", "vote-aware 2"], 8, 3, "-n 3: vote-aware 2 knows 2 draws, not the vote"),
+    ],
+)
+def test_who_votes(threats: list[str], draws: int, votes: int | None, found: int | str) -> None:
+    known = [parse_threat(text) for text in threats]
+    if isinstance(found, int):
+        assert voting_draws(known, draws, votes) == found
+    else:
+        with pytest.raises(ConfigError, match=found):
+            voting_draws(known, draws, votes)
 
 
 def test_batches_together() -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rapa_cli.attacks.fgsm import perturb
 from rapa_cli.attacks.judging import judge
 from rapa_cli.attacks.methods import METHODS, Method, Pgd, method_named, within
+from rapa_cli.attacks.oracle import Oracle
 from rapa_cli.attacks.threat import Threat, View
 from rapa_cli.errors import ConfigError
 from rapa_cli.keyed import draws
@@ -290,6 +291,80 @@ def test_back_to_within() -> None:
     length = 0.1 * math.sqrt(2)
     expected = torch.tensor([[0.6 * length, 0.8 * length], [0.03, -0.04]]).view(2, 1, 1, 2)
     assert torch.allclose(within(x, moved, eps, "L2") - x, expected)
+
+
+def test_what_methods_ask_for() -> None:
+    found = {name: (method_named(name).follows_gradients, method_named(name).iterative) for name in OWN}
+    one_step, many_steps, answers = (True, False), (True, True), (False, True)
+    assert found == {
+        "fgsm": one_step,
+        "noise": (False, False),
+        "pgd": many_steps,
+        "pgd-l2": many_steps,
+        "eotpgd": many_steps,
+        "eotpgd-l2": many_steps,
+        "square": answers,
+    }
+    adapted = {
+        "torchattacks.fgsm": one_step,
+        "ffgsm": one_step,
+        "rfgsm": many_steps,
+        "apgd-ce": many_steps,
+        "autoattack": many_steps,
+        "cw": many_steps,
+    }
+    assert {name: (method_named(name).follows_gradients, method_named(name).iterative) for name in adapted} == adapted
+    assert not any(method_named(name).follows_gradients for name in ("square-l2", "torchattacks.square", "spsa"))
+
+
+@pytest.mark.parametrize(
+    ("name", "threat", "count"),
+    [
+        ("fgsm", "fresh-draw", 1),
+        ("fgsm", "eot 4", 4),
+        ("fgsm", "noise", 0),
+        ("pgd", "fresh-draw", 5),
+        ("pgd", "eot 4", 20),
+        ("pgd", "transfer", 5),
+        ("pgd", "same-draw", 1),
+        ("pgd", "vote-aware 4", 4),
+        ("square", "eot 4", 4),
+    ],
+)
+def test_distinct_draws_are_those_it_asks_about(
+    model: nn.Module, name: str, threat: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels, ids = toy.batch(3)
+    view, asked, answer = toy.view(model, threat), set[int](), Oracle._draw
+
+    def noted(self: Oracle, ids: Tensor, draw: int) -> Any:
+        asked.add(draw)
+        return answer(self, ids, draw)
+
+    monkeypatch.setattr(Oracle, "_draw", noted)
+    made(name).attack(view, x, labels, ids, torch.full((3,), 0.05))
+    assert made(name).distinct_draws(view.threat) == len(asked) == count
+
+
+def test_a_method_of_torchattacks_stays_with_its_draws() -> None:
+    assert method_named("apgd-ce").distinct_draws(Threat("fresh-draw")) == 1
+    assert method_named("torchattacks.pgd").distinct_draws(Threat("eot", 4)) == 4
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "pgd-l2"])
+def test_gradients_that_are_no_numbers_are_refused(name: str) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            total = x.flatten(1).sum(1)
+            # 0 at every image, with a slope of infinity times 0.
+            return torch.stack([total, (x[:, 0, 0, 0] - x[:, 0, 0, 0]).sqrt()], 1)
+
+    x, labels, ids = toy.batch(3)
+    view, eps = toy.view(Broken()), torch.full((3,), 0.1)
+    assert view.oracle.logits(x, ids, 0).isfinite().all()
+    with pytest.raises(ConfigError, match="gradient: not finite at image 100"):
+        made(name).attack(view, x, labels % 2, ids, eps)
+    assert made("square").attack(view, x, labels % 2, ids, eps).isfinite().all()
 
 
 def test_names() -> None:

@@ -180,3 +180,9 @@ def test_gradients_of_zero_are_seen(how: str, without: list[bool]) -> None:
     x, labels, ids = toy.batch(4)
     _, gradient = Oracle(Flat(how)).gradient(x, labels.clamp(max=2), ids, [0])
     assert without_gradient(gradient).tolist() == without
+
+
+def test_gradients_that_are_no_numbers_are_none() -> None:
+    gradient = torch.ones(4, 3, 2, 2)
+    gradient[1, 0, 0, 0], gradient[2] = torch.nan, torch.inf
+    assert without_gradient(gradient).tolist() == [False, True, True, False]

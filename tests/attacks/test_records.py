@@ -60,6 +60,7 @@ def test_what_is_in_the_file(tmp_path: Path) -> None:
             part = f"results/{result}/{level}"
             assert shapes[f"{part}/predicted"] == ((12, 2), torch.int16)
             assert shapes[f"{part}/judged"] == ((12, 1, 2), torch.int16)
+            assert shapes[f"{part}/believed"] == shapes[f"{part}/believed_clean"] == ((12, 1, 1), torch.int16)
             assert shapes[f"{part}/eps"] == shapes[f"{part}/snr_db"] == ((12, 1), torch.float32)
             pictures = tmp_path / "images" / f"result-{result}" / f"level-{level}"
             parts = [load_file(path) for path in sorted(pictures.iterdir())]
@@ -115,6 +116,8 @@ def test_stopped_anywhere_and_gone_on_with(tmp_path: Path, after: int) -> None:
         ({"networks": (Origin(path="a", sha256="2"),)}, "a is another file now"),
         ({"networks": (Origin(path="b", sha256="2"),)}, "checkpoints: a there, b here"),
         ({"data_sha256": "x"}, "the images of --data are others now"),
+        ({"data_sha256": "x", "images": 13}, "--images: 12 there, 13 here"),
+        ({"data_sha256": "x", "data": "other"}, "--data: tiny there, other here"),
         ({"source": Origin(path="s", sha256="2")}, "--source: none there, s here"),
         ({"batch_size": 6}, "--batch-size: 5 there, 6 here"),
     ],
@@ -131,6 +134,35 @@ def test_records_are_not_written_over(tmp_path: Path) -> None:
     store.begin(tmp_path, settings(), TEST.labels).save(now=True)
     with pytest.raises(ConfigError, match="there are records of an attack in this folder already"):
         store.begin(tmp_path, settings(), TEST.labels)
+
+
+def test_paths_of_checkpoints_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    origin, whole = Origin(path="runs/a", sha256="1"), Origin(path=str(tmp_path / "b"), sha256="2")
+    store.begin(Path("found"), settings(networks=(origin,)), TEST.labels).save(now=True)
+    before = Path("found", FILE).read_bytes()
+    assert store.read(Path("found")).from_here(origin) == "runs/a", "as it was given"
+    (tmp_path / "work").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    records = store.read(Path("moved/found"))
+    assert records.from_here(origin) == "moved/runs/a"
+    assert records.from_here(whole) == str(tmp_path / "b")
+    records.save(now=True)
+    assert Path("moved/found", FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["index", "label", "networks/0/clean", "results/0/0/predicted", "results/1/1/eps"])
+def test_damaged_tensors(tmp_path: Path, name: str) -> None:
+    go_on(store.begin(tmp_path, settings(), TEST.labels))
+    path = tmp_path / FILE
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    held = load_file(path)
+    held[name].view(torch.uint8).view(-1)[3] ^= 1
+    store._write(path, held, metadata)
+    with pytest.raises(FileError, match="its tensors are not those that were written"):
+        store.read(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "missing", "none"])

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rapa_cli.attacks import sanity
-from rapa_cli.attacks.evaluation import Evaluation, Level, attacks_named
+from rapa_cli.attacks import methods, sanity
+from rapa_cli.attacks.evaluation import Attack, Evaluation, Level, attacks_named
+from rapa_cli.attacks.methods import method_named
 from rapa_cli.attacks.records import Origin, Records, Settings
 from rapa_cli.attacks.results import results
 from rapa_cli.attacks.sanity import Line, State, trustworthy
+from rapa_cli.attacks.threat import Threat
 from rapa_cli.keyed import KeyedLayer
 from rapa_cli.philox import Purpose, uniform
 
@@ -94,8 +96,29 @@ class Flickering(KeyedLayer):
         return 20 * x.mean((2, 3)) + torch.einsum("bkd,bd->bk", pattern, x.flatten(1))
 
 
+class Guarded(KeyedLayer):
+    """Hides its gradient in the draws that score, and only there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean((2, 3))
+        scores = 1 <= int(self.draw_for(len(x), x.device).draw) <= 2**20
+        return self.sharpness * (means.detach() + 0 * means if scores else means)
+
+
+class Broken(Colours):
+    """The same classes, and a gradient that is no number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = x.mean((2, 3))
+        return self.sharpness * (means + (means - means).sqrt())
+
+
 def checked(model: nn.Module, *, source: nn.Module | None = None, **changes: Any) -> dict[str, Line]:
-    images, labels = data()
+    images, labels = (several[: changes.get("images", N)] for several in data())
     values: dict[str, Any] = {
         "networks": (Origin(path="", sha256=""),),
         "data": "",
@@ -185,6 +208,99 @@ def test_draws_that_disagree() -> None:
     assert averaged[MORE].state is PASSED
 
 
+def test_draws_are_those_that_the_method_has() -> None:
+    lines = checked(Flickering(3.0), methods=("fgsm", "apgd-ce"), levels=(Level(eps=0.05),), images=12)
+    assert lines[COSINE].figures["draws"] == 1
+    assert lines[COSINE].state is FAILED
+    votes = checked(Flickering(3.0), methods=("pgd",), threats=("vote-aware 3",), levels=(Level(eps=0.05),), images=12)
+    assert votes[COSINE].figures["draws"] == 3
+
+
+def test_knowing_the_draw_helps_nobody_else() -> None:
+    threats = ("fresh-draw", "transfer")
+    apart = checked(Flickering(6.0), source=Colours(), methods=("fgsm",), threats=threats)
+    told = checked(Flickering(6.0), source=Colours(), methods=("fgsm",), threats=(*threats, "same-draw"))
+    assert apart[TRANSFER].state is FAILED
+    assert told[TRANSFER] == apart[TRANSFER]
+    assert told[NOISE] == apart[NOISE]
+    alone = checked(Flickering(6.0), source=Colours(), methods=("fgsm",), threats=("same-draw", "transfer"))
+    assert alone[TRANSFER].state is PASSED
+    assert "white box, same-draw" in alone[TRANSFER].says
+
+
+def test_noise_is_compared_with_fresh_draws_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Attackers who do not know the draw step down the loss, and are weaker than noise.
+    from rapa_cli.attacks.methods import Fgsm
+
+    direction = Fgsm.direction
+
+    def lost(self: Fgsm, view: Any, *rest: Any) -> Tensor:
+        sign = direction(self, view, *rest)
+        return sign if view.threat.name == "same-draw" else -sign
+
+    monkeypatch.setattr(Fgsm, "direction", lost)
+    lines = checked(Colours(), methods=("fgsm",), threats=("fresh-draw", "same-draw"), levels=(Level(eps=0.3),))
+    assert lines[NOISE].state is FAILED
+
+
+def test_knowing_the_draw_must_not_hurt() -> None:
+    found = checked(Flickering(6.0), methods=("fgsm",), threats=("fresh-draw", "same-draw"))[SAME]
+    assert found.state is PASSED
+    assert found.figures["strong"] < found.figures["weak"] - 30
+    assert checked(Guarded(), methods=("fgsm",), threats=("fresh-draw", "same-draw"))[SAME].state is FAILED
+
+
+@pytest.fixture
+def short_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods._METHODS, "square", methods.Square("square", 60))
+
+
+@pytest.mark.usefixtures("short_square")
+def test_a_white_box_that_answers_alone_beat() -> None:
+    square: dict[str, Any] = {"methods": ("fgsm", "square"), "levels": (Level(eps=0.1),)}
+    assert checked(Colours(), **square)[SQUARE].state is PASSED
+    found = checked(Masked(), **square)[SQUARE]
+    assert found.state is FAILED
+    assert found.figures["weak"] < found.figures["strong"] - 30
+
+
+@pytest.mark.parametrize("name", ["square-l2", "spsa", "torchattacks.square"])
+def test_others_that_ask_for_answers_alone(name: str) -> None:
+    attack = Attack(method_named(name), Threat("fresh-draw"))
+    assert sanity._black_box(attack)
+    assert not sanity._white_box(attack)
+    assert not sanity._one_step(attack)
+
+
+def test_one_step_of_torchattacks_is_one_step() -> None:
+    lines = checked(Forgetful(), methods=("torchattacks.fgsm", "pgd"))
+    assert (lines[NOISE].state, lines[ITERATIVE].state) == (PASSED, FAILED)
+
+
+def test_too_few_images_for_an_order() -> None:
+    masked: dict[str, Any] = {"source": Colours(), "threats": ("fresh-draw", "transfer"), "levels": (Level(eps=0.05),)}
+    few = {count: checked(Masked(), images=count, **masked)[TRANSFER] for count in (6, 9, 12, 24)}
+    assert [line.state for line in few.values()] == [MISSING, MISSING, FAILED, FAILED]
+    assert few[9].says.startswith("too few images: 7 of 9 differ; level 1: white box 77.8 %")
+    weak = checked(Masked(), images=12, **{**masked, "levels": (Level(eps=0.012),)})[TRANSFER]
+    assert weak.figures["strong"] - weak.figures["weak"] > 10, "and still no three standard errors"
+    assert weak.state is MISSING
+    # The same few images among many are an order that nearly holds.
+    near = checked(Masked(), **{**masked, "levels": (Level(eps=0.006),)})[TRANSFER]
+    assert 0 < near.figures["strong"] - near.figures["weak"] < 10
+    assert near.state is PASSED
+
+
+@pytest.mark.usefixtures("short_square")
+def test_gradients_that_are_no_numbers() -> None:
+    lines = checked(Broken(), methods=("square",), levels=(Level(eps=0.02),))
+    assert (lines[ZERO].state, lines[UNBOUNDED].state) == (FAILED, FAILED)
+    assert lines[ZERO].figures["zero_images"] == 100
+    assert "no number" in lines[ZERO].says
+    assert "not finite" in lines[UNBOUNDED].says
+    assert not trustworthy(list(lines.values()))
+
+
 def test_the_mean_over_draws_has_the_cosine_it_is_said_to_have() -> None:
     # Gradients that share a direction: g_k = mean + deviation.
     generator = torch.Generator().manual_seed(0)
@@ -197,7 +313,7 @@ def test_the_mean_over_draws_has_the_cosine_it_is_said_to_have() -> None:
 def test_an_attack_that_believes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     from rapa_cli.attacks.threat import View
 
-    monkeypatch.setattr(View, "wrong", lambda self, x, labels, ids: torch.ones(len(x)))
+    monkeypatch.setattr(View, "classes", lambda self, x, ids: torch.full((len(x), 1), -1))
     lines = checked(Colours())
     assert lines[BELIEVED].state is FAILED
     assert lines[BELIEVED].figures["believed"] == 0
@@ -210,6 +326,8 @@ def test_attacks_of_no_strength_that_change_classes(monkeypatch: pytest.MonkeyPa
     lines = checked(Colours(), methods=("pgd",))
     assert lines[NOTHING].state is FAILED
     assert "pgd, fresh-draw: other classes" in lines[NOTHING].says
+    transfer = checked(Colours(), source=Colours(), methods=("pgd",), threats=("transfer",))
+    assert transfer[NOTHING].state is FAILED
 
 
 def test_the_network_stays_as_it_is() -> None:

@@ -93,6 +93,14 @@ def analog() -> nn.Sequential:
     return model
 
 
+def gradient_sign(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The sign of the loss's gradient at each pixel, (B, C, H, W), as one writes it down; the caller sets the draw."""
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(point), labels, reduction="sum"), point)
+    return gradient.sign()
+
+
 def view(model: nn.Module, threat: str = "fresh-draw", seed: int = 3) -> View:
     return View(Oracle(model, seed), parse_threat(threat))
 

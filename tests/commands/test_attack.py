@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 import rapa_cli
 from rapa_cli.attacks import records as store
 from rapa_cli.attacks import sanity
-from rapa_cli.attacks.evaluation import Level
+from rapa_cli.attacks.evaluation import Evaluation, Level
 from rapa_cli.attacks.evaluation import attack as evaluate
 from rapa_cli.attacks.records import FILE
 from rapa_cli.attacks.results import Point
 from rapa_cli.attacks.sanity import Line, State
 from rapa_cli.commands import attack as command
+from rapa_cli.files import LOCK
 from tests.commands.conftest import Run, refused
 from tests.training import tiny
 
@@ -75,7 +76,7 @@ def test_several_results(rapa: Run, here: Path) -> None:
     assert [block["checkpoint"] for block in blocks] == [LAST, BEST]
     assert all(len(block["checks"]) == 11 for block in blocks)
     names = {f"{name}.{kind}" for name in ("accuracy", "images-0", "images-1") for kind in ("png", "svg")}
-    assert {path.name for path in Path("out").iterdir()} - names <= {FILE, "summary.csv"}
+    assert {path.name for path in Path("out").iterdir()} - names <= {FILE, LOCK, "summary.csv"}
     assert {Path(path).name for path in found["files"]} >= {FILE, "summary.csv", "accuracy.png"}
     rows = list(csv.DictReader(Path("out/summary.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 16
@@ -96,6 +97,49 @@ def test_text_of_several_results_fits_a_terminal(rapa: Run) -> None:
     assert "nan" not in outcome.out
     controlled = rapa("attack", DONE, "--eps", "0.1", "--threat", "fresh-draw", "--threat", "noise", "--images", "3")
     assert re.search(r"fgsm,\s+noise", controlled.out), "random signs are not shown as the attack"
+
+
+def test_going_on_from_another_folder(rapa: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--threat", "transfer", "--source", BEST, "--snr", "20", "--images", "12", "--judge-draws", "0"]
+    first = rapa("attack", DONE, *words, "--out", "out", "--json").document
+    refused(rapa("attack", "--resume", "out", "--images", "13"), 2, "--images: 12 there, 13 here", "leave out")
+    before = Path("out", FILE).read_bytes()
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    again = rapa("attack", "--resume", "../out", "--json").document
+    assert again["points"] == first["points"]
+    assert again["checkpoint"] == f"../{LAST}"
+    assert Path("../out", FILE).read_bytes() == before
+
+
+def test_the_picture_is_of_what_the_strongest_attack_changed(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    pictures = Evaluation.pictures
+
+    def noted(self: Evaluation, network: int, place: int, image: int) -> Any:
+        asked.append(image)
+        return pictures(self, network, place, image)
+
+    monkeypatch.setattr(Evaluation, "pictures", noted)
+    assert rapa("attack", DONE, "--snr", "10,60", "--out", "out").code == 0
+    held = load_file(Path("out", FILE))
+    right = held["networks/0/clean"][:, 0] == held["label"]
+    lost = right & (held["results/0/0/predicted"][:, 0] != held["label"])
+    assert asked == [int(lost.nonzero()[0])]
+    assert asked != [int(right.nonzero()[0])], "another image than the first one that counts"
+
+
+def test_vote_aware_is_judged_by_draws_it_does_not_know(rapa: Run) -> None:
+    words = ["--methods", "fgsm", "--threat", "vote-aware:12", "--threat", "fresh-draw", "--snr", "20", "--images", "6"]
+    outcome = rapa("attack", DONE, *words)
+    assert "vote-aware 12: the vote is of draws that it knows, fresh are the 12 it does not" in outcome.out
+    found = rapa("attack", DONE, *words, "--out", "out", "--json").document
+    assert (found["judge_draws"], found["votes"]) == (24, 12)
+    judged = [one["points"][0]["judged"] for one in found["results"]]
+    assert [(one["draws"], one["known"]) for one in judged] == [(12, 12), (24, 0)]
+    rows = list(csv.DictReader(Path("out/summary.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["judge_draws"], row["vote_known"]) for row in rows] == [("12", "12"), ("24", "0")]
+    assert float(rows[0]["always_low"]) <= float(rows[0]["always"]) <= float(rows[0]["always_high"])
 
 
 def test_everything_is_read_from_the_records(rapa: Run) -> None:
@@ -126,6 +170,11 @@ def test_everything_is_read_from_the_records(rapa: Run) -> None:
         (["--methods", "fgms"], "there is no 'fgms'", "fgsm"),
         (["--threat", "fresh"], "there is no 'fresh'", "fresh-draw"),
         (["--source", BEST], "--source cannot go without --threat transfer", "transfer"),
+        (["--out", ""], "--out: got an empty name", "--out attacked"),
+        (["--resume", ""], "--resume: got an empty name", "--resume attacked"),
+        (["--methods", "fgsm,square", "--threat", "noise"], "square asks the network", "gradients alone"),
+        (["--methods", "fgsm,autoattack"], "autoattack needs 4 classes, the network has 3", "apgd-ce"),
+        (["--judge-draws", "4", "--threat", "vote-aware:32"], "vote-aware 32 knows the first 32", "--judge-draws 64"),
         (["--judge-draws", "2", "-n", "3"], "-n 3: only 2 draws judge", "--judge-draws 3"),
         (["--draws", "0"], "--draws", None),
         (["--data", "nothing"], "nothing", "data"),
@@ -136,6 +185,7 @@ def test_wrong_usage(rapa: Run, words: list[str], message: str, hint: str | None
     assert outcome.code in (2, 3)
     assert outcome.out == ""
     assert message in outcome.err
+    assert "attacking" not in outcome.err, "before anything is computed"
     assert hint is None or hint in outcome.err
 
 
@@ -209,8 +259,8 @@ def test_a_killed_process(rapa: Run, here: Path) -> None:
     assert before.done("results/1/1") == 0, "it was killed on its way"
     assert rapa(*words, "--resume", str(folder)).code == 0
     assert rapa(*words, *SLOW, "--out", "whole").code == 0
-    names = [path.name for path in sorted((here / "whole").iterdir())]
+    names = [path.name for path in sorted((here / "whole").iterdir()) if path.name != LOCK]
     assert {FILE, "summary.csv", "accuracy.png", "accuracy.svg"} < set(names)
-    assert [path.name for path in sorted(folder.iterdir()) if path.suffix != ".tmp"] == names
+    assert [path.name for path in sorted(folder.iterdir()) if path.suffix != ".tmp" and path.name != LOCK] == names
     for name in names:
         assert (folder / name).read_bytes() == (here / "whole" / name).read_bytes(), name
