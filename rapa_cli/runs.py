@@ -111,9 +111,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, lines: bool = False) -> None:
-    """Writes rows of one set of keys as `name.csv`, and on request also as `name.jsonl`."""
+    """Writes rows as `name.csv`, and on request also as `name.jsonl`; a cell is empty where a row lacks its key."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    # A run begun by an earlier version has fewer keys in its first rows.
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / f"{name}.csv", text.getvalue())

@@ -157,6 +157,13 @@ def test_metrics_are_written_twice() -> None:
     assert [json.loads(line) for line in lines] == ROWS == runs.read_metrics(folder)
 
 
+def test_rows_of_a_later_version_have_more_columns() -> None:
+    folder = run_with("one")
+    runs.write_rows(folder, "metrics", [*ROWS, {**ROWS[-1], "similarity_conv1": 0.5}])
+    found = list(csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["similarity_conv1"] for row in found] == [*[""] * len(ROWS), "0.5"]
+
+
 def test_timing_comes_back_or_does_not_matter() -> None:
     folder = run_with("one")
     assert runs.read_timing(folder) == []
