@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,7 +183,7 @@ def _files(path: Path, wanted: tuple[str, ...]) -> Iterator[Iterator[tuple[PureP
 class _Limited:
     """A stream that ends in an error where it unpacks to more than an official archive can."""
 
-    def __init__(self, stream: IO[bytes], path: Path) -> None:
+    def __init__(self, stream: gzip.GzipFile, path: Path) -> None:
         self._stream, self._path = stream, path
         self._left = self._most = min(_ARCHIVE_BYTES, _ROOM + _MAX_RATIO * path.stat().st_size)
 

@@ -1,11 +1,14 @@
 """SVHN from its official MATLAB files: 73,257 training and 26,032 test images of house numbers, without the extra ones.
 
-Netzer et al., "Reading digits in natural images with unsupervised feature learning", 2011.
+Netzer et al., "Reading digits in natural images with unsupervised feature learning", 2011. The files are read here and
+not by SciPy, whose reader a damaged file can crash; the format is "MATLAB: MAT-File Format", version 5.
 """
 
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,15 @@ from rapa_cli.errors import FileError
 
 FILES = ("train_32x32.mat", "test_32x32.mat")
 CLASSES = tuple(str(digit) for digit in range(10))
-_MAX_IMAGES = 200_000
-# The official files hardly pack at all: a file may hold `_ROOM` numbers and so many times its bytes.
+# Bytes of a variable; the official files hardly pack at all: one may unpack to `_ROOM` and so many times its size.
+_MOST = 2**30
 _MAX_RATIO = 20
 _ROOM = 16 * 2**20
-_NUMBERS = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+# Of MATLAB's format: elements, flags, classes of arrays of numbers, and how numbers are stored.
+_MATRIX, _COMPRESSED = 14, 15
+_COMPLEX = 0x0800
+_NUMERIC = range(6, 16)
+_STORED = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _HINT = "it should be one of the official files in format 2 (cropped digits)"
 
 
@@ -66,20 +73,89 @@ def _split(path: Path) -> Split:
 
 
 def _variables(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    from scipy.io import loadmat, whosmat
-
     try:
-        # What there is is read first: a small file may unpack to more than the memory holds, and cells in cells to more
-        # than the stack does.
-        shapes = [(name, shape, kind) for name, shape, kind in whosmat(path) if name in ("X", "y")]
-        most = min(_MAX_IMAGES * 32 * 32 * 3, _ROOM + _MAX_RATIO * path.stat().st_size)
-        if sorted(name for name, _, _ in shapes) == ["X", "y"] and all(
-            kind in _NUMBERS and math.prod(shape) <= most for _, shape, kind in shapes
-        ):
-            found = loadmat(path, variable_names=["X", "y"])
-            return np.asarray(found["X"]), np.asarray(found["y"])
+        found = variables(path)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}", hint=_HINT) from error
-    except Exception as error:  # A damaged file can raise any exception that there is.
+    except (ValueError, struct.error, zlib.error) as error:
         raise FileError(f"{path} is damaged: {error}", hint=_HINT) from error
-    raise FileError(f"{path} is damaged: it has {shapes or 'no variables'}, not X and y as SVHN", hint=_HINT)
+    if found.keys() != {"X", "y"}:
+        raise FileError(f"{path} is damaged: it has {sorted(found) or 'neither'}, not X and y as SVHN", hint=_HINT)
+    return found["X"], found["y"]
+
+
+def variables(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The variables X and y of a MATLAB 5 file, as far as they are there: numbers as they are stored, in 2 to 4 axes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, struct.error, zlib.error: it is damaged.
+    """
+    if path.stat().st_size > _MOST:
+        raise ValueError(f"it has more than {_MOST} bytes")
+    content = memoryview(path.read_bytes())
+    if bytes(content[124:128]) != b"\x00\x01IM":
+        raise ValueError("it is no MATLAB 5 file")
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    place = 128
+    while place < len(content):
+        kind, size = struct.unpack_from("<II", content, place)
+        element = content[place + 8 : place + 8 + size]
+        place += 8 + size
+        if len(element) < size:
+            raise ValueError("it is cut off")
+        if kind == _COMPRESSED:
+            unpacked = _unpacked(element)
+            kind, size = struct.unpack_from("<II", unpacked)
+            element = unpacked[8:]
+            if len(element) != size:
+                raise ValueError("a variable has another length than it says")
+        if kind != _MATRIX:
+            raise ValueError(f"an element of the kind {kind} where a variable is expected")
+        flags, shape, name, numbers = _parts(element)
+        variable = bytes(name[1]).decode("latin1")
+        if variable in found:
+            raise ValueError(f"the variable '{variable}' is there twice")
+        if variable in ("X", "y"):
+            found[variable] = _array(flags, shape, numbers)
+    return found
+
+
+def _unpacked(content: memoryview) -> memoryview:
+    most = min(_MOST, _ROOM + _MAX_RATIO * len(content))
+    stream = zlib.decompressobj()
+    unpacked = stream.decompress(content, most)
+    # Its end comes after its checksum.
+    if not stream.eof:
+        raise ValueError(f"a variable is cut off, or unpacks to more than {most} bytes")
+    return memoryview(unpacked)
+
+
+def _parts(matrix: memoryview) -> list[tuple[int, memoryview]]:
+    """Flags, shape, name and numbers of a matrix: the kind and the bytes of each."""
+    parts: list[tuple[int, memoryview]] = []
+    place = 0
+    while len(parts) < 4:
+        kind, size = struct.unpack_from("<II", matrix, place)
+        start = place + 8
+        place = start + size + -size % 8
+        if kind >> 16:
+            # Up to four bytes stand in the place of their length, and their length above their kind.
+            kind, size, start, place = kind & 0xFFFF, min(kind >> 16, 4), start - 4, start
+        parts.append((kind, matrix[start : start + size]))
+        if len(parts[-1][1]) < size:
+            raise ValueError("a variable is shorter than it says")
+    return parts
+
+
+def _array(
+    flags: tuple[int, memoryview], sizes: tuple[int, memoryview], numbers: tuple[int, memoryview]
+) -> np.ndarray[Any, Any]:
+    (first,) = struct.unpack_from("<I", flags[1])
+    if first & _COMPLEX or first & 0xFF not in _NUMERIC or numbers[0] not in _STORED:
+        raise ValueError("X or y holds something other than real numbers")
+    shape = np.frombuffer(sizes[1], "<i4").tolist()
+    values = np.frombuffer(numbers[1], _STORED[numbers[0]])
+    if not 2 <= len(shape) <= 4 or min(shape) < 0 or math.prod(shape) != len(values):
+        raise ValueError(f"{len(values)} numbers cannot have the shape of X or y")
+    return values.reshape(shape, order="F")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from rapa_cli.data import catalog, cifar, sources, svhn
 from rapa_cli.data.images import silent
@@ -150,6 +150,40 @@ def test_truncated_svhn_is_refused(tmp_path: Path, size: int) -> None:
     with pytest.raises(FileError, match="is damaged") as caught:
         load(tmp_path)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("stored", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 5), (0, 1), (4, 3, 3, 2)])
+def test_variables_are_what_scipy_reads(tmp_path: Path, compressed: bool, stored: str, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "variables.mat"
+    values = np.random.default_rng(3).integers(-100, 100, shape).astype(stored)
+    others = {"a": np.array([["cell", 1]], object), "a_long_name": {"of": "fields"}, "s": "text", "c": np.array([[1j]])}
+    savemat(path, {**others, "X": values, "y": values.reshape(-1, 1), "zeros": values}, do_compression=compressed)
+    expected = loadmat(path, variable_names=["X", "y"])
+    found = svhn.variables(path)
+    assert found.keys() == {"X", "y"}
+    for name, value in found.items():
+        assert value.dtype == expected[name].dtype
+        np.testing.assert_array_equal(value, expected[name], strict=True)
+
+
+@pytest.mark.parametrize("value", [np.array([[1j]]), "text", np.array([["cell"]], object), {"field": 1}])
+def test_variables_that_are_no_numbers_are_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(FileError, match="something other than real numbers|shorter than it says"):
+        load(write_svhn(tmp_path, X=value))
+
+
+def test_svhn_of_a_size_beyond_all_measure_is_refused(tmp_path: Path) -> None:
+    with (write_svhn(tmp_path) / svhn.FILES[1]).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(FileError, match="more than 1073741824 bytes"):
+        load(tmp_path)
+
+
+def test_svhn_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="unpacks to more than"):
+        load(write_svhn(tmp_path, X=np.zeros((32, 32, 3, 6000), np.uint8)))
 
 
 def test_svhn_without_its_variables_is_refused(tmp_path: Path) -> None:
