@@ -170,7 +170,7 @@ def test_variables_are_what_scipy_reads(tmp_path: Path, compressed: bool, stored
 
 @pytest.mark.parametrize("value", [np.array([[1j]]), "text", np.array([["cell"]], object), {"field": 1}])
 def test_variables_that_are_no_numbers_are_refused(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(FileError, match="something other than real numbers|shorter than it says"):
+    with pytest.raises(FileError, match=r"something other than real numbers|shorter than it says"):
         load(write_svhn(tmp_path, X=value))
 
 
