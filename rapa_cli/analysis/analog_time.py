@@ -16,7 +16,7 @@ from rapa_cli.errors import ConfigError, commas
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.layers.network import resolve
 from rapa_cli.layers.pooling import pooled_size
-from rapa_cli.tiling.schemes import scheme_named
+from rapa_cli.tiling.schemes import balanced_tiles, scheme_named
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,7 @@ def largest_tile(layer: Layer, tiles: int, scheme: str = "random") -> int:
 
 def balanced(layers: Sequence[Layer], scheme: str = "random") -> tuple[int, ...]:
     """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer; the square below it for square schemes."""
-    if scheme == "none":
-        return (1,) * len(layers)
-    smallest = min(layer.n_p for layer in layers)
-    tiles = tuple(layer.n_p // smallest for layer in layers)
-    return tuple(math.isqrt(count) ** 2 for count in tiles) if scheme_named(scheme).square else tiles
+    return balanced_tiles([layer.n_p for layer in layers], scheme)
 
 
 def widened(layers: Sequence[Layer], channels: int = 1, kernel: int | None = None) -> list[Layer]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from rapa_cli.analysis.analog_time import Layer
 from rapa_cli.errors import ConfigError, suggestion
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.tiling.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -44,56 +46,22 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
             image.
     """
     convolutions, linear = list[Layer](), list[Layer]()
-    counted: dict[str, set[int]] = {}
-
-    def note(name: str, layer: nn.Module, out: Tensor) -> None:
-        if name in counted:
-            raise ConfigError(
-                f"layer '{name}' computes more than once for an image, which is not planned for",
-                hint="plan a network in which each layer computes once",
-            )
-        counted[name] = {id(parameter) for parameter in layer.parameters()}
+    inside: set[int] = set()
+    for traced in trace(network, shape, (nn.Conv2d, TiledConv2d, nn.Linear)).layers:
+        layer = traced.layer
+        inside |= {id(parameter) for parameter in layer.parameters()}
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
-            patches = out[0].numel() // layer.out_features
-            found = Layer(name, patches, 1, (1, 1), layer.in_features, layer.out_features, 1, bias)
+            patches = math.prod(traced.out) // layer.out_features
+            found = Layer(traced.name, patches, 1, (1, 1), layer.in_features, layer.out_features, 1, bias)
         else:
             assert isinstance(layer, (nn.Conv2d, TiledConv2d))
             kernel = (layer.kernel_size[0], layer.kernel_size[1])
             channels, groups = (layer.in_channels, layer.out_channels), getattr(layer, "groups", 1)
-            found = Layer(name, out.shape[-2], out.shape[-1], kernel, *channels, groups, bias)
+            found = Layer(traced.name, traced.out[-2], traced.out[-1], kernel, *channels, groups, bias)
         (convolutions if found.n_p > 1 else linear).append(found)
-
-    def hook(name: str) -> Any:
-        return lambda layer, _, out: note(name, layer, out)
-
-    handles = [
-        layer.register_forward_hook(hook(name))
-        for name, layer in network.named_modules()
-        if isinstance(layer, (nn.Conv2d, TiledConv2d, nn.Linear))
-    ]
-    before = {layer: layer.training for layer in network.modules()}
-    weights = next(network.parameters(), torch.zeros(()))
-    image = torch.zeros(1, *shape, device=weights.device, dtype=weights.dtype)
-    try:
-        with torch.no_grad():
-            network.eval()(image)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        size = " x ".join(map(str, shape))
-        raise ConfigError(
-            f"the network cannot take an image of {size}: {' '.join(str(error).split())[:160]}",
-            hint="choose another --image-size; most networks of torchvision are made for 224",
-        ) from None
-    finally:
-        for handle in handles:
-            handle.remove()
-        for layer, training in before.items():
-            layer.training = training
     if not convolutions:
         raise ConfigError("the network has no convolution", hint="plan a convolutional network")
-    inside = set().union(*counted.values())
     outside = [weight for weight in network.parameters() if weight.ndim > 1 and id(weight) not in inside]
     everything = sum(weight.numel() for weight in network.parameters())
     return Found(convolutions, linear, sum(weight.numel() for weight in outside) / everything)

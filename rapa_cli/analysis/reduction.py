@@ -153,6 +153,7 @@ def _ordinary(layer: TiledConv2d, weight: Tensor, bias: Tensor | None) -> nn.Con
             layer.padding,
             layer.dilation,
             bias=bias is not None,
+            padding_mode=layer.padding_mode,
         ).to(weight.device, weight.dtype)
     with torch.no_grad():
         convolution.weight.copy_(weight)

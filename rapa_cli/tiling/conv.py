@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from rapa_cli.tiling.schemes import scheme_named
 
 Pair = int | tuple[int, int]
 
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
 
 class TiledConv2d(ArrayLayer):
     """A 2-D convolution computed by several tiles, each with a kernel matrix and a bias of its own.
@@ -30,11 +32,13 @@ class TiledConv2d(ArrayLayer):
         out_channels: channels of the output.
         kernel_size: one number or (height, width), pixels.
         stride: likewise.
-        padding: likewise, zeros on both sides; or "same" or "valid" as in `nn.Conv2d`.
+        padding: likewise, on both sides; or "same" or "valid" as in `nn.Conv2d`.
         dilation: likewise.
         bias: whether each array has an extra row for a bias.
         tiles: number of tiles n_t, from 1 to the number of patches; for `perforated` the perforation factor.
         scheme: none, random, random-fixed, image-overlap, image-pad, alternate or perforated.
+        padding_mode: what lies beyond the border: zeros, reflect, replicate or circular, as in `nn.Conv2d`; zeros alone
+            for `image-pad`, whose regions end in them.
         arrays: what the arrays are made of, as `analog.presets` have them; None are ideal ones. Arrays that learn by
             pulses need `AnalogSGD`.
 
@@ -59,6 +63,7 @@ class TiledConv2d(ArrayLayer):
         *,
         tiles: int = 1,
         scheme: str = "random",
+        padding_mode: PaddingMode = "zeros",
         arrays: AnyArrays | None = None,
     ) -> None:
         refuse_uncalled(arrays)
@@ -81,6 +86,11 @@ class TiledConv2d(ArrayLayer):
             self.padding = _pair("padding", padding, 0)
         self._scheme = scheme_named(scheme)
         self._scheme.check(tiles)
+        if padding_mode not in get_args(PaddingMode):
+            raise ValueError(f"padding_mode: got '{padding_mode}', allowed are {', '.join(get_args(PaddingMode))}")
+        if padding_mode != "zeros" and scheme == "image-pad":
+            raise ValueError(f"padding_mode: got '{padding_mode}', but scheme 'image-pad' has zeros around its regions")
+        self.padding_mode: PaddingMode = padding_mode
         self.scheme, self.tiles = scheme, tiles
         matrices = self._scheme.matrices(tiles)
         # In memory as the kernels read it, so that no step copies it.
@@ -99,6 +109,7 @@ class TiledConv2d(ArrayLayer):
             self.bias is not None,
             tiles=self.tiles,
             scheme=self.scheme,
+            padding_mode=self.padding_mode,
             arrays=arrays,
         )
 
@@ -119,8 +130,14 @@ class TiledConv2d(ArrayLayer):
         return kernels, lines[..., -1] if lines.shape[2] > self.fan_in else None
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """The geometry of the convolution for images of this size in pixels."""
-        return Geometry(height, width, self.kernel_size, self.stride, self._margins(), self.dilation)
+        """The geometry of the convolution for images of this size in pixels.
+
+        Where something else than zeros lies beyond the border, it is that of the padded image.
+        """
+        margins = self._margins()
+        if self.padding_mode != "zeros":
+            height, width, margins = height + sum(margins[:2]), width + sum(margins[2:]), (0, 0, 0, 0)
+        return Geometry(height, width, self.kernel_size, self.stride, margins, self.dilation)
 
     def assign(self, images: int | Tensor, out_size: tuple[int, int]) -> Tensor:
         """Assigns the patches of a batch to tiles.
@@ -165,14 +182,18 @@ class TiledConv2d(ArrayLayer):
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is (B, {self.in_channels}, H, W)")
         geometry = self.geometry(x.shape[2], x.shape[3])
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            top, bottom, left, right = self._margins()
+            x, padding = F.pad(x, (left, right, top, bottom), mode=self.padding_mode), (0, 0)
         if assignment is not None:
-            self._check_assignment(assignment, len(x), geometry.patches)
+            self._check_assignment(assignment, x.shape[0], geometry.patches)
         elif self.tiles == 1 and self.matrices is None:
             return F.conv2d(
-                x, self.weight[0], None if self.bias is None else self.bias[0], self.stride, self.padding, self.dilation
+                x, self.weight[0], None if self.bias is None else self.bias[0], self.stride, padding, self.dilation
             )
         else:
-            assignment = self.assign(len(x), (geometry.out_height, geometry.out_width))
+            assignment = self.assign(x.shape[0], (geometry.out_height, geometry.out_width))
         cut = self._scheme.cut(self.tiles, geometry, x.device)
         if cut is not None:
             return cut.convolve(x, assignment.to(x.device), (geometry.out_height, geometry.out_width), self._product)
@@ -195,6 +216,7 @@ class TiledConv2d(ArrayLayer):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding!r}, dilation={self.dilation}, bias={self.bias is not None}, "
             f"tiles={self.tiles}, scheme={self.scheme!r}"
+            + (f", padding_mode={self.padding_mode!r}" if self.padding_mode != "zeros" else "")
         )
 
     def _margins(self) -> tuple[int, int, int, int]:

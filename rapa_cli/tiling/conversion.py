@@ -7,24 +7,40 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
 from rapa_cli.analog.module import PulsedMatrices
 from rapa_cli.analog.presets import refuse_uncalled
+from rapa_cli.errors import suggestion
 from rapa_cli.keyed import number_layers
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.tiling.schemes import balanced_tiles
+from rapa_cli.tiling.tracing import trace
 
+Tiles = int | Sequence[int] | Mapping[str, int] | Literal["auto"]
 _Layer = TypeVar("_Layer", bound=ArrayLayer)
 
 
 def convert(
-    module: nn.Module, *, tiles: int | Sequence[int] = 1, scheme: str = "random", arrays: AnyArrays | None = None
+    module: nn.Module,
+    *,
+    tiles: Tiles = "auto",
+    scheme: str = "random",
+    shape: tuple[int, int, int] | None = None,
+    arrays: AnyArrays | None = None,
 ) -> nn.Module:
     """Copies a network with its `nn.Conv2d` layers replaced by `TiledConv2d`, or puts all of its layers on arrays.
+
+    Every tile starts from the weights of the layer, so that the network computes as before. Strides, dilations and all
+    modes of padding are taken over. A convolution with groups stays as it is where it has one tile, and cannot have
+    more; so does one that is more than its weights: of a class with a product of its own, with hooks, or with weights
+    made from others, as by weight normalisation.
 
     On arrays `nn.Linear` layers become `AnalogLinear`, and a `TiledConv2d` on ideal arrays keeps its tiles and its
     scheme. Weights are written as `set_weights` does it: arrays that learn by pulses hold them within the bounds of
@@ -34,8 +50,12 @@ def convert(
 
     Args:
         module: the network; it is left as it is.
-        tiles: tiles of every convolution, or a number for each `nn.Conv2d` in the order of `module.modules()`.
+        tiles: tiles of every convolution; or a number for each `nn.Conv2d` in the order of `module.modules()`; or
+            numbers by the names of layers, of which the others have one tile; or "auto": balanced ones for images of
+            `shape`, n_p divided by the smallest n_p above 1, as `balanced` has it. Without a shape that is one tile
+            where layers go onto arrays, and an error elsewhere.
         scheme: the tiling scheme.
+        shape: (C, H, W) of an image, for balanced tiles.
         arrays: what the arrays are made of, as `analog.presets` have them; None leaves them ideal, and linear layers
             as they are.
 
@@ -44,8 +64,8 @@ def convert(
         of it.
 
     Raises:
-        ValueError: numbers of tiles that do not match, a convolution with groups or with a padding other than zeros, a
-            linear layer without weights yet, or something else than arrays.
+        ValueError: numbers of tiles that do not match, a convolution that cannot be tiled, a linear layer without
+            weights yet, images that the network cannot take, or something else than arrays.
     """
     refuse_uncalled(arrays)
     module = copy.deepcopy(module)
@@ -53,16 +73,17 @@ def convert(
     names: dict[nn.Module, str] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
         names.setdefault(layer, name)
-    convolutions = [layer for layer in names if isinstance(layer, nn.Conv2d)]
-    counts = [tiles] * len(convolutions) if isinstance(tiles, int) else list(tiles)
-    if len(counts) != len(convolutions):
-        listed = ", ".join(names[layer] for layer in convolutions)
-        raise ValueError(f"tiles: got {len(counts)} numbers for {len(convolutions)} convolutions ({listed})")
-    count_of = dict(zip(convolutions, counts, strict=True))
+    convolutions = {name: layer for layer, name in names.items() if isinstance(layer, nn.Conv2d)}
+    count_of = _counts(module, tuple(convolutions), tiles, scheme, shape, arrays)
     made: dict[nn.Module, nn.Module] = {}
     for layer, name in names.items():
         if isinstance(layer, nn.Conv2d):
-            made[layer] = _tiled(name, layer, count_of[layer], scheme, arrays)
+            whole = _obstacle(layer, scheme)
+            if whole is None:
+                made[layer] = _tiled(layer, count_of[name], scheme, arrays)
+            elif count_of[name] != 1 or arrays is not None:
+                place = f"{count_of[name]} tiles" if arrays is None else "arrays"
+                raise ValueError(f"module: convolution '{name}' {whole}, and cannot be put on {place}")
         elif arrays is not None and isinstance(layer, TiledConv2d) and layer.arrays is None:
             made[layer] = _on_arrays(layer, arrays)
         elif arrays is not None and isinstance(layer, nn.LazyLinear):
@@ -93,12 +114,72 @@ def replaced(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> 
     return module
 
 
-def _tiled(name: str, layer: nn.Conv2d, tiles: int, scheme: str, arrays: AnyArrays | None) -> TiledConv2d:
-    if layer.groups != 1 or layer.padding_mode != "zeros":
-        raise ValueError(
-            f"module: convolution '{name}' has groups={layer.groups} and padding_mode='{layer.padding_mode}', "
-            "supported are groups=1 and padding_mode='zeros'"
-        )
+def balanced(module: nn.Module, shape: tuple[int, int, int], scheme: str = "random") -> dict[str, int]:
+    """Balanced tiles of a network's convolutions, for images of a shape (C, H, W).
+
+    Args:
+        module: the network; it is left as it is.
+        shape: (C, H, W) of an image.
+        scheme: the tiling scheme.
+
+    Returns:
+        Tiles of each `nn.Conv2d` that computes more than one patch, by its name and in the order in which they
+        compute: n_p divided by the smallest n_p of these.
+
+    Raises:
+        ConfigError: the network cannot take such images, or a convolution computes twice for one.
+    """
+    patches = {layer.name: layer.out[-2] * layer.out[-1] for layer in trace(module, shape, (nn.Conv2d,)).layers}
+    patches = {name: count for name, count in patches.items() if count > 1}
+    return dict(zip(patches, balanced_tiles(list(patches.values()), scheme), strict=True)) if patches else {}
+
+
+def _counts(
+    module: nn.Module,
+    names: Sequence[str],
+    tiles: Tiles,
+    scheme: str,
+    shape: tuple[int, int, int] | None,
+    arrays: AnyArrays | None,
+) -> dict[str, int]:
+    """The tiles of each convolution, by its name."""
+    if isinstance(tiles, int):
+        return dict.fromkeys(names, tiles)
+    if tiles == "auto":
+        if shape is None and arrays is None and names and scheme != "none":
+            raise ValueError("tiles: balanced ones depend on the size of the images; give shape=(C, H, W), or numbers")
+        tiles = {} if shape is None or scheme == "none" else balanced(module, shape, scheme)
+    if isinstance(tiles, Mapping):
+        unknown = next((name for name in tiles if name not in names), None)
+        if unknown is not None:
+            raise ValueError(f"tiles: there is no convolution '{unknown}'; {suggestion(str(unknown), names)}")
+        return {name: tiles.get(name, 1) for name in names}
+    if isinstance(tiles, str):
+        raise ValueError(f"tiles: got '{tiles}', allowed are 'auto' and numbers")
+    if len(tiles) != len(names):
+        raise ValueError(f"tiles: got {len(tiles)} numbers for {len(names)} convolutions ({', '.join(names)})")
+    return dict(zip(names, tiles, strict=True))
+
+
+def _obstacle(layer: nn.Conv2d, scheme: str) -> str | None:
+    """Why a convolution cannot be tiled; None where it can."""
+    kind = type(layer)
+    if layer.groups != 1:
+        return f"has {layer.groups} groups"
+    if parametrize.is_parametrized(layer):
+        return "has weights that are made from others"
+    if isinstance(layer.weight, UninitializedParameter):
+        return "has no weights yet"
+    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
+        return f"is a {kind.__name__} with a product of its own"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return "has hooks"
+    if layer.padding_mode != "zeros" and scheme == "image-pad":
+        return f"has padding_mode='{layer.padding_mode}', while scheme 'image-pad' has zeros around its regions"
+    return None
+
+
+def _tiled(layer: nn.Conv2d, tiles: int, scheme: str, arrays: AnyArrays | None) -> TiledConv2d:
     tiled = TiledConv2d(
         layer.in_channels,
         layer.out_channels,
@@ -109,6 +190,7 @@ def _tiled(name: str, layer: nn.Conv2d, tiles: int, scheme: str, arrays: AnyArra
         layer.bias is not None,
         tiles=tiles,
         scheme=scheme,
+        padding_mode=layer.padding_mode,
         arrays=arrays,
     )
     matrices = len(tiled.weight)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -174,6 +175,20 @@ def scheme_named(name: str) -> Scheme:
     if name not in SCHEMES:
         raise ValueError(f"scheme: there is no '{name}'; {suggestion(str(name), SCHEMES)}")
     return SCHEMES[name]
+
+
+def balanced_tiles(patches: Sequence[int], scheme: str) -> tuple[int, ...]:
+    """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer; the square below it for square schemes.
+
+    Args:
+        patches: n_p of each layer.
+        scheme: its name; `none` has one tile everywhere.
+    """
+    if scheme == "none":
+        return (1,) * len(patches)
+    smallest = min(patches)
+    tiles = tuple(count // smallest for count in patches)
+    return tuple(math.isqrt(count) ** 2 for count in tiles) if scheme_named(scheme).square else tiles
 
 
 def balanced_partition(draw: Draw, *, patches: int, tiles: int) -> Tensor:

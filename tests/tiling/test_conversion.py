@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torchvision import models
 
 from rapa_cli.analog.aware import InferenceArrays
 from rapa_cli.analog.bank import Arrays
@@ -15,12 +20,14 @@ from rapa_cli.analog.module import PulsedMatrices
 from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.presets import EcRam, Idealized
 from rapa_cli.analog.steps import ConstantStepDevice
+from rapa_cli.analysis.analog_time import balanced as of_plan
+from rapa_cli.analysis.modules import layers_of_module
 from rapa_cli.keyed import draws, keyed_layers
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.pooling import StochasticPool2d
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import convert
+from rapa_cli.tiling.conversion import balanced, convert
 from rapa_cli.training.sgd import AnalogSGD
 from tests.tolerances import assert_near
 
@@ -154,20 +161,195 @@ def test_stochastic_layers_are_counted_with_the_convolutions() -> None:
         assert not torch.equal(network(x), found)
 
 
+class Scaled(nn.Conv2d):
+    """A convolution with a product of its own, as with standardised weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self._conv_forward(input, self.weight / self.weight.norm(), self.bias)
+        return result
+
+
+class Kept(nn.Conv2d):
+    """A convolution of a derived class that computes as all do."""
+
+
+def _hooked() -> nn.Conv2d:
+    layer = nn.Conv2d(4, 4, 3)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+WHOLE = [
+    (lambda: nn.Conv2d(4, 8, 3, groups=2), "has 2 groups"),
+    (lambda: nn.Conv2d(4, 4, 3, groups=4), "has 4 groups"),
+    (lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "has weights that are made from others"),
+    (lambda: Scaled(4, 4, 3), "is a Scaled with a product of its own"),
+    (_hooked, "has hooks"),
+]
+
+
+@pytest.mark.parametrize(("layer", "message"), WHOLE)
+def test_what_cannot_be_tiled_is_refused_by_name(layer: Callable[[], nn.Module], message: str) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ModuleDict({"depth": layer()}))
+    with pytest.raises(ValueError, match=rf"^module: convolution '1\.depth' {message}, and cannot be put on 2 tiles$"):
+        convert(network, tiles=2)
+    with pytest.raises(ValueError, match=rf"^module: convolution '1\.depth' {message}, and cannot be put on arrays$"):
+        convert(network, tiles=1, arrays=EXACT)
+
+
+@pytest.mark.parametrize(("layer", "message"), WHOLE)
+def test_what_cannot_be_tiled_stays_where_it_has_one_tile(layer: Callable[[], nn.Module], message: str) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), layer())
+    converted = convert(network, tiles=[4, 1])
+    assert isinstance(converted.get_submodule("0"), TiledConv2d)
+    assert type(converted.get_submodule("1")) is type(network[1])
+    assert_near(converted(_images()), network(_images()))
+
+
+def test_a_convolution_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^module: convolution '0' has no weights yet, and cannot be put on 4 tiles$"):
+        convert(nn.Sequential(nn.LazyConv2d(4, 3)), tiles=4)
+
+
+def test_a_derived_class_that_computes_alike_is_tiled() -> None:
+    network = nn.Sequential(Kept(3, 4, 3))
+    converted = convert(network, tiles=4)
+    assert isinstance(converted.get_submodule("0"), TiledConv2d)
+    assert_near(converted(_images()), network(_images()))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@settings(max_examples=30, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.one_of(st.sampled_from(["same", "valid"]), st.tuples(st.integers(0, 3), st.integers(0, 3))),
+    mode=st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    bias=st.booleans(),
+    tiles=st.sampled_from([1, 4]),
+    scheme=st.sampled_from(SCHEMES),
+)
+def test_every_kind_of_convolution_computes_the_same(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: str | tuple[int, int],
+    mode: str,
+    bias: bool,
+    tiles: int,
+    scheme: str,
+) -> None:
+    stride = (1, 1) if padding == "same" else stride
+    layer = nn.Conv2d(3, 5, kernel, stride, padding, dilation, bias=bias, padding_mode=mode)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 12, 13)
+    expected = layer(x)
+    converted = convert(layer.eval(), tiles=tiles, scheme=scheme)
+    assert isinstance(converted, TiledConv2d)
+    geometry = converted.geometry(12, 13)
+    assert (geometry.out_height, geometry.out_width) == expected.shape[2:]
+    assert_near(converted(x), expected)
+
+
+@pytest.mark.parametrize("arrays", [None, "exact"])
+def test_the_border_of_other_paddings_is_trained_through(arrays: str | None) -> None:
+    layer = nn.Conv2d(2, 3, 3, padding=2, padding_mode="reflect")
+    converted = convert(layer, tiles=4, arrays=None if arrays is None else EXACT)
+    x = torch.randn(2, 2, 6, 6)
+    first, second = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer(first).square().sum().backward()
+    torch.autograd.backward(converted(second).square().sum())
+    assert first.grad is not None
+    assert second.grad is not None
+    assert_near(second.grad, first.grad)
+
+
+def test_a_padding_mode_that_regions_do_not_have_is_refused() -> None:
+    layer = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")
+    with pytest.raises(ValueError, match=r"^module: convolution '' has padding_mode='circular', while scheme"):
+        convert(layer, tiles=4, scheme="image-pad")
+    with pytest.raises(ValueError, match=r"^padding_mode: got 'circular', but scheme 'image-pad'"):
+        TiledConv2d(2, 3, 3, tiles=4, scheme="image-pad", padding_mode="circular")
+    with pytest.raises(ValueError, match=r"^padding_mode: got 'mirror', allowed are zeros, reflect, replicate, circ"):
+        TiledConv2d(2, 3, 3, padding_mode="mirror")  # type: ignore[arg-type]
+
+
+def test_balanced_tiles_are_those_of_the_plan() -> None:
+    network = _network()
+    network(_images())
+    # 12 x 11 pixels become 6 x 5 and stay so.
+    assert balanced(network, (3, 12, 11)) == {"0": 1, "2.0.first": 1, "2.0.second": 1}
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1)
+    )
+    network.append(nn.Conv2d(4, 8, 1))
+    found = layers_of_module(network, (3, 20, 16))
+    wanted = dict(zip((layer.name for layer in found.convolutions), of_plan(found.convolutions), strict=True))
+    assert balanced(network, (3, 20, 16)) == wanted == {"0": 16, "2": 1}
+    assert balanced(network, (3, 20, 16), "none") == {"0": 1, "2": 1}
+    assert balanced(nn.Sequential(nn.Flatten()), (3, 20, 16)) == {}
+    converted = convert(network, shape=(3, 20, 16))
+    tiled = {name: layer.tiles for name, layer in converted.named_modules() if isinstance(layer, TiledConv2d)}
+    assert tiled == {"0": 16, "2": 1, "4": 1}
+    x = torch.rand(2, 3, 20, 16)
+    assert_near(converted(x), network(x))
+
+
+def test_tiles_by_name() -> None:
+    network = classifier()
+    converted = convert(network, tiles={"2.0.second": 4})
+    tiled = {name: layer.tiles for name, layer in converted.named_modules() if isinstance(layer, TiledConv2d)}
+    assert tiled == {"0": 1, "2.0.first": 1, "2.0.second": 4}
+    with pytest.raises(ValueError, match=r"^tiles: there is no convolution '2\.0\.secnd'; did you mean '2\.0\.second'"):
+        convert(network, tiles={"2.0.secnd": 4})
+
+
+def test_balanced_tiles_need_a_size() -> None:
+    with pytest.raises(ValueError, match=r"^tiles: balanced ones depend on the size of the images; give shape="):
+        convert(classifier())
+    with pytest.raises(ValueError, match=r"^the network cannot take an image of 1 x 12 x 11: "):
+        convert(classifier(), shape=(1, 12, 11))
+    with pytest.raises(ValueError, match=r"^tiles: got 'many', allowed are 'auto' and numbers$"):
+        convert(classifier(), tiles="many")  # type: ignore[arg-type]
+    assert isinstance(convert(nn.Linear(2, 3)), nn.Linear)
+
+
 @pytest.mark.parametrize(
-    ("layer", "message"),
+    ("name", "side"),
     [
-        (nn.Conv2d(4, 4, 3, groups=2), r"convolution '1\.depth' has groups=2 and padding_mode='zeros'"),
-        (
-            nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-            r"convolution '1\.depth' has groups=1 and padding_mode='reflect'",
-        ),
+        ("resnet18", 40),
+        ("squeezenet1_1", 64),
+        ("densenet121", 32),
+        # 130 million weights.
+        pytest.param("vgg11_bn", 32, marks=pytest.mark.slow),
+        pytest.param("alexnet", 224, marks=pytest.mark.slow),
     ],
 )
-def test_what_cannot_be_tiled_is_refused_by_name(layer: nn.Module, message: str) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ModuleDict({"depth": layer}))
-    with pytest.raises(ValueError, match=rf"^module: {message}, supported are groups=1 and padding_mode='zeros'$"):
-        convert(network, tiles=2)
+def test_networks_of_torchvision_compute_the_same(name: str, side: int) -> None:
+    torch.manual_seed(0)
+    network = models.get_model(name, num_classes=5).eval()
+    x = torch.rand(2, 3, side, side)
+    converted = convert(network, shape=(3, side, side))
+    layers = [layer for layer in converted.modules() if isinstance(layer, TiledConv2d)]
+    assert max(layer.tiles for layer in layers) > 1
+    assert not any(type(layer) is nn.Conv2d for layer in converted.modules())
+    with torch.no_grad():
+        assert_near(converted(x), network(x))
+
+
+def test_depthwise_convolutions_of_torchvision_stay_where_the_rest_is_tiled() -> None:
+    network = models.get_model("mobilenet_v2", num_classes=5).eval()
+    shape = (3, 32, 32)
+    with pytest.raises(
+        ValueError, match=r"^module: convolution 'features\.1\.conv\.0\.0' has 32 groups, and cannot be"
+    ):
+        convert(network, shape=shape)
+    whole = {name for name, layer in network.named_modules() if getattr(layer, "groups", 1) > 1}
+    tiles = {name: count for name, count in balanced(network, shape).items() if name not in whole}
+    converted = convert(network, tiles=tiles)
+    x = torch.rand(2, *shape)
+    with torch.no_grad():
+        assert_near(converted(x), network(x))
 
 
 @pytest.mark.parametrize(
