@@ -27,7 +27,7 @@ class Settings:
         epochs: of each training; None are those of the recipe.
         seeds: trainings of each network, with the seeds 0, 1, ...
         data: data sets of table 1; the other experiments take the first.
-        images: test images of votes, reductions and attacks; None are all.
+        images: test images of votes, reductions and attacks, training images of the regularizer; None are all.
         recipe: of all trainings, or `paper` for the two of the paper.
         changes: `--set` settings for all trainings.
         schemes: rows of table 1.

@@ -22,8 +22,12 @@ _MEASURES = {
 
 
 def jobs(settings: Settings) -> list[Job]:
-    """One job does the whole study."""
-    return [Job(("regularizer", "--data", settings.data[0], "--seeds", str(settings.seeds)), settings.data[0])]
+    """One job does the whole study, on fewer images where the settings ask for them."""
+    words = ["regularizer", "--data", settings.data[0], "--seeds", str(settings.seeds)]
+    if settings.images is not None:
+        # Half of them of each class; as many as the command takes by itself are enough.
+        words += ["--images", str(max(4, min(200, settings.images // 2 * 2)))]
+    return [Job(tuple(words), settings.data[0])]
 
 
 def measures(settings: Settings, found: Found) -> list[Measure]:

@@ -49,7 +49,9 @@ def started(data: Path, out: Path, *words: str) -> subprocess.Popen[str]:
 
 def lines(process: subprocess.Popen[str]) -> Iterator[str]:
     assert process.stderr is not None
-    yield from process.stderr
+    # `yield from` would close the pipe where a caller stops reading.
+    for line in process.stderr:  # noqa: UP028
+        yield line
 
 
 def measured(out: Path, name: str) -> list[dict[str, Any]]:
