@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tomllib
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rapa_cli.errors import ConfigError, FileError, suggestion
 from rapa_cli.resources import definition, models_root
@@ -18,12 +19,17 @@ from rapa_cli.resources import definition, models_root
 PoolMethod = Literal["max", "average", "mixed", "stochastic"]
 SchemeName = Literal["none", "random", "random-fixed", "image-overlap", "image-pad", "alternate", "perforated"]
 Model = TypeVar("Model", bound=BaseModel)
+TORCHVISION = "torchvision:"
 
 # Far above any real layer, and far below what overflows.
 _LARGEST = 65_536
 _MOST_LAYERS = 1000
-# Bytes of a TOML file, far above any definition: the parser's time grows with the square of a key's length.
+# Bytes of a TOML file, far above any definition.
 _MOST_TOML = 2**16
+# Of a line: Python's parser takes a time that grows with the square of the parts of a dotted key.
+_MOST_DOTS = 500
+# Characters of the value of a setting, for the same reason.
+_MOST_VALUE = 4096
 # How many wrong keys and values a message names.
 _MOST_PROBLEMS = 20
 _SET_HINT = "values are TOML: 0.01, true, [16, 4, 1]"
@@ -87,6 +93,26 @@ Layer = Annotated[Conv | Relu | Pool | Lrn | Linear, Field(discriminator="kind")
 _KINDS: dict[str, type[BaseModel]] = {"conv": Conv, "relu": Relu, "pool": Pool, "lrn": Lrn, "linear": Linear}
 
 
+class Module(Frozen):
+    """A network written in Python, of which a definition holds the name only.
+
+    Attributes:
+        name: as torchvision lists it, such as `resnet18`; or of a class or function in a Python file.
+        file: name of that file, without folders; None for torchvision.
+        sha256: of that file.
+    """
+
+    name: str = Field(max_length=200)
+    file: str | None = Field(None, max_length=200, pattern=r"^[^/\\]+\.py$")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _check_digest(self) -> Module:
+        if (self.file is None) != (self.sha256 is None):
+            raise ValueError("a Python file has a digest, and torchvision none")
+        return self
+
+
 class Network(Frozen):
     """The definition of a network.
 
@@ -94,7 +120,8 @@ class Network(Frozen):
         name: as `--network` takes it.
         description: one sentence.
         normalization: the first layer: subtract the channel means and divide by their standard deviations, subtract
-            the mean image, or leave pixels as they are; the figures come from the training data.
+            the mean image, or leave pixels as they are; the figures come from the training data, those of `imagenet`
+            from the images that the networks of torchvision were trained on.
         pool: the method of pooling layers that name none.
         scheme: the tiling scheme of all convolutions.
         tiles: tiles of each convolution; None are one tile for `none`, and otherwise balanced tiles, n_p divided by
@@ -102,16 +129,27 @@ class Network(Frozen):
         arrays: what the layers' arrays are made of: "ideal", the name of a preset, or a table of parameters, which may
             begin with a `preset` that they change.
         layers: in order, without the normalisation.
+        module: in place of layers, a network written in Python. Its convolutions that compute more than one patch
+            have tiles, in the order in which they compute.
     """
 
     name: str
     description: str = ""
-    normalization: Literal["mean-std", "mean-image", "none"] = "mean-std"
+    normalization: Literal["mean-std", "mean-image", "imagenet", "none"] = "mean-std"
     pool: PoolMethod = "max"
     scheme: SchemeName = "none"
     tiles: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, max_length=_MOST_LAYERS)
     arrays: str | dict[str, Any] = "ideal"
     layers: tuple[Layer, ...] = Field(max_length=_MOST_LAYERS)
+    module: Module | None = None
+
+    @model_validator(mode="after")
+    def _check_module(self) -> Network:
+        if self.module is not None and self.layers:
+            raise ValueError("a network has layers or a module, not both")
+        if self.module is not None and self.pool != "max":
+            raise ValueError(f"network '{self.name}' has pooling layers of its own, so that 'pool' cannot be set")
+        return self
 
 
 class Recipe(Frozen):
@@ -156,14 +194,63 @@ class Recipe(Frozen):
 
 
 def load_network(name: str) -> Network:
-    """Reads a network definition by name or path.
+    """Reads a network definition by name or path, or makes that of a network written in Python, which is tiled.
+
+    Args:
+        name: a definition of the package, a TOML file, `torchvision:NAME`, or `FILE.py:NAME`, of which nothing is run.
 
     Raises:
         FileError: there is no such file.
         ConfigError: it is not a network definition; all errors are named.
     """
+    if name.startswith(TORCHVISION):
+        return _written_in_python(name, Module(name=name.removeprefix(TORCHVISION)))
+    if is_code(name):
+        path, inside = code_named(name)
+        module = {"name": inside, "file": path.name, "sha256": digest(read_code(path))}
+        return _written_in_python(inside, validate(Module, module, name))
     path = definition("networks", name)
     return validate(Network, {"name": path.stem, **read_toml(path)}, str(path), hint=_example("networks", "full"))
+
+
+def _written_in_python(name: str, module: Module) -> Network:
+    return Network(name=name, scheme="random", layers=(), module=module)
+
+
+def is_code(name: str) -> bool:
+    """Whether a network's name means a Python file."""
+    return name.partition(":")[0].endswith(".py")
+
+
+def code_named(name: str) -> tuple[Path, str]:
+    """File and class of `FILE.py:NAME`.
+
+    Raises:
+        ConfigError: no class is named.
+    """
+    file, _, inside = name.partition(":")
+    if not inside.isidentifier():
+        raise ConfigError(
+            f"--network {name}: no class is named in the file", hint=f"write FILE.py:NAME, as in {file}:Net"
+        )
+    return Path(file), inside
+
+
+def read_code(path: Path) -> bytes:
+    """Reads a Python file, and runs nothing.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read the Python file {path}: {error.strerror}", hint="is the path right?") from None
+
+
+def digest(content: bytes) -> str:
+    """SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_recipe(name: str, scheme: str) -> Recipe:
@@ -203,7 +290,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(content) > _MOST_TOML:
         raise ConfigError(f"{path} has more than {_MOST_TOML} bytes", hint=_example("recipes", "short"))
     try:
-        return tomllib.loads(content.decode())
+        text = content.decode()
+        dots = max(line.count(".") for line in text.split("\n"))
+        if dots > _MOST_DOTS:
+            raise ValueError(f"a line has {dots} dots, allowed are {_MOST_DOTS}")
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # Not only what the parser raises itself: a number can have more digits than Python reads.
         hint = f"lines are key = value, texts stand in quotes; {_example('recipes', 'short')}"
@@ -279,6 +370,10 @@ def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple
         if not equals:
             problem = f"--set {setting}: there is no '='"
             problems.append(ConfigError(problem, hint="write --set key=value, as in --set lr=0.01"))
+            continue
+        if len(text) > _MOST_VALUE:
+            problem = f"--set {key[:100]}: its value has {len(text)} characters, allowed are {_MOST_VALUE}"
+            problems.append(ConfigError(problem, hint="write it into a TOML file"))
             continue
         table, _, name = key.rpartition(".")
         places = [table] if table else ["recipe", "network"]

@@ -100,7 +100,7 @@ def test_unknown_names(kind: str, name: str, hint: str) -> None:
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"there is no file .*absent\.toml"):
         config.load_network(str(tmp_path / "absent.toml"))
-    for number, content in enumerate((b"a = ", b"\xff\xfe", b"a = " + b"[" * 20_000)):
+    for number, content in enumerate((b"a = ", b"\xff\xfe", b"a = " + b"[" * 20_000, b"a" + b".a" * 30_000 + b" = 1")):
         path = tmp_path / f"broken{number}.toml"
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"is not TOML") as caught:

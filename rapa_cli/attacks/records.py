@@ -333,7 +333,7 @@ def _check_tensors(document: _Document, held: Mapping[str, Tensor]) -> None:
         for name, (dtype, axes) in known.items():
             tensor = held.get(prefix + name)
             if tensor is None:
-                if name in needed:
+                if name in needed or (name == "believed_clean" and f"{prefix}believed" in held):
                     raise ValueError(f"tensor '{prefix}{name}' is missing")
             elif (
                 tensor.dtype != dtype

@@ -107,7 +107,9 @@ def _one_level(path: Path) -> tuple[tuple[str, ...], Labelled, Labelled]:
             hint = f"each class needs two images at least; {_readable()}"
             raise FileError(f"{path / name} has {len(files)} images, too few to keep some for testing", hint=hint)
         # The key is the file's own name, so that a file keeps its rank when others come.
-        names = torch.tensor([zlib.crc32(f"{name}/{file.name}".encode()) for file in files])
+        # Bytes of a name that are no text come as halves of surrogate pairs.
+        paths = [f"{name}/{file.name}".encode("utf-8", "surrogateescape") for file in files]
+        names = torch.tensor([zlib.crc32(path) for path in paths])
         first, second = words(Purpose.DATA, 0, images=names, count=2).unbind(1)
         order = torch.argsort((first << 31) | (second >> 1), stable=True)
         kept = set(order[: max(1, round(len(files) / TEST_SHARE))].tolist())

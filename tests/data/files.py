@@ -55,8 +55,12 @@ def write_svhn(home: Path, **change: Any) -> Path:
 
 
 def pack(folder: Path, archive: Path) -> Path:
+    def without_time(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime = 0
+        return member
+
     with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, folder.name)
+        tar.add(folder, folder.name, filter=without_time)
     return archive
 
 
