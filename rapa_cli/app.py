@@ -28,6 +28,7 @@ from rapa_cli.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     inspect,
     plan,
     reduce,
@@ -83,6 +84,7 @@ for _command in (
     regularizer.regularizer,
     inspect.inspect,
     plan.plan,
+    export.export,
     doctor.doctor,
     demo.demo,
 ):

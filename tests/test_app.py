@@ -57,8 +57,8 @@ def commands() -> list[list[str]]:
     return found
 
 
-COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "plan", "report", "reproduce", "regularizer"]
-COMMANDS += ["bench", "data", "doctor", "demo"]
+COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "plan", "export", "report", "reproduce"]
+COMMANDS += ["regularizer", "bench", "data", "doctor", "demo"]
 
 
 def test_the_commands() -> None:

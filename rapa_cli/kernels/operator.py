@@ -94,7 +94,7 @@ def _forward(
     assignment: Tensor,
     geometry: Sequence[int],
 ) -> Tensor:
-    shape = _geometry(geometry)
+    shape = geometry_of(geometry)
     if len(x) and in_c(x, weight, bias) and cpu.fits(x, shape):
         output = cpu.forward(cpu.Work.of(assignment, weight, shape), x, weight, bias)
     elif len(x) and (gpu := in_triton(x, shape, weight, bias)):
@@ -112,7 +112,7 @@ def _(
     assignment: Tensor,
     geometry: Sequence[int],
 ) -> Tensor:
-    shape = _geometry(geometry)
+    shape = geometry_of(geometry)
     size = (x.shape[0], shape.out_height, shape.out_width, weight.shape[1])
     return x.new_empty(size).permute(0, 3, 1, 2)
 
@@ -126,7 +126,7 @@ def _backward(
     geometry: Sequence[int],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    shape, flags = _geometry(geometry), (wanted[0], wanted[1], wanted[2])
+    shape, flags = geometry_of(geometry), (wanted[0], wanted[1], wanted[2])
     if len(x) and in_c(gradient, x, weight) and cpu.fits(x, shape):
         gradients = cpu.backward(cpu.Work.of(assignment, weight, shape), gradient, x, weight, wanted=flags)
     elif len(x) and (gpu := in_triton(x, shape, gradient, weight)):
@@ -187,5 +187,6 @@ def _numbers(geometry: Geometry) -> list[int]:
     return [*size, *geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation]
 
 
-def _geometry(n: Sequence[int]) -> Geometry:
+def geometry_of(n: Sequence[int]) -> Geometry:
+    """The geometry that the operator `rapa::tiled_conv2d` was given as numbers."""
     return Geometry(n[0], n[1], (n[2], n[3]), (n[4], n[5]), (n[6], n[7], n[8], n[9]), (n[10], n[11]))

@@ -49,7 +49,7 @@ class Cut:
         Returns:
             (B, out, h, w).
         """
-        spread = assignment.new_full((len(x), self.geometry.patches), -1)
+        spread = assignment.new_full((x.shape[0], self.geometry.patches), -1)
         spread[:, self.output] = assignment
         apart = _rows(x, self.pixel, self.place, (self.geometry.in_height, self.geometry.in_width))
         y = convolution(apart, spread, self.geometry)
@@ -120,7 +120,7 @@ def _rows(images: Tensor, source: Tensor, target: Tensor, size: tuple[int, int])
         size: height and width.
     """
     rows: Tensor = _Rearranged.apply(images.permute(0, 2, 3, 1).flatten(1, 2), source, target)
-    return rows.view(len(images), *size, images.shape[1]).permute(0, 3, 1, 2)
+    return rows.view(images.shape[0], *size, images.shape[1]).permute(0, 3, 1, 2)
 
 
 class _Rearranged(torch.autograd.Function):
