@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from rapa_cli.errors import ConfigError, FileError
 
 LOCK = ".lock"
 _HOLDER_BYTES = 200
+# As `tempfile` makes them for `atomic`.
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another folder with --out"),
@@ -58,16 +61,18 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, size: int | None = None) -> Iterator[Path]:
     """Gives a temporary file beside `path`; when the block ends well it is synced and renamed to `path`.
+
+    Args:
+        path: the file.
+        size: bytes that it will have, as far as they are known: what a full disk lacks follows from them.
 
     Raises:
         FileError: the file cannot be written; `path` then is as it was.
     """
-    with explained(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+    with explained(path), _room_told(path, size):
+        handle, temporary = _temporary(path)
         try:
             yield temporary
             with temporary.open("rb+") as file:
@@ -77,6 +82,8 @@ def atomic(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(handle)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -84,11 +91,56 @@ def atomic(path: Path) -> Iterator[Path]:
             os.close(folder)
 
 
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, locked as long as the handle that comes with it is open."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        # Some network file systems cannot lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Before it was locked another process may have taken it for one that was left behind.
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what killed processes left half-written in a folder, and in those in it."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        # What cannot be locked is still being written.
+        with contextlib.suppress(OSError):
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def _room_told(path: Path, size: int | None) -> Iterator[None]:
+    """Says how many bytes a full disk lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        lack = f"{free} bytes are free"
+        if size is not None and size > free:
+            lack = f"{size - free} of its {size} bytes are missing"
+        reason, hint = _REASONS[errno.ENOSPC]
+        raise FileError(f"cannot write {path}: {reason} ({lack})", hint=hint) from error
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keeps a folder for this process alone as long as the block lasts.
 
-    The operating system lets go of it when the process ends, in whatever way, so that nothing is left of a killed one.
+    The operating system lets go of it when the process ends, in whatever way. What a killed one left half-written, in
+    the folder or in those in it, is deleted.
 
     Raises:
         ConfigError: another process holds it; the message says which.
@@ -113,6 +165,7 @@ def held(folder: Path) -> Iterator[None]:
             os.ftruncate(handle, 0)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode(), 0)
+        _sweep(folder)
         yield
     finally:
         os.close(handle)
@@ -126,7 +179,7 @@ def system_error(error: Exception) -> OSError:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    with atomic(path) as temporary:
+    with atomic(path, len(text.encode())) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

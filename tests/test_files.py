@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,3 +186,39 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
 def test_a_folder_that_cannot_be_written_cannot_be_held(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="the folder does not exist any more"), held(tmp_path / "gone"):
         pass
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from rapa_cli.files import write_text\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_text(Path(sys.argv[1]), 'new')"
+    )
+    (tmp_path / "figures").mkdir()
+    for path in (tmp_path / "a.txt", tmp_path / "figures" / "b.svg"):
+        path.write_text("old", encoding="utf-8")
+        done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert path.read_text(encoding="utf-8") == "old"
+        assert len(only(path.parent)) == (3 if path.parent == tmp_path else 2)
+    (tmp_path / ".mine.tmp").write_text("of the user", encoding="utf-8")
+    with files.atomic(tmp_path / "c.txt") as writing, held(tmp_path):
+        assert writing.exists(), "somebody still writes it"
+    assert only(tmp_path) == [".lock", ".mine.tmp", "a.txt", "c.txt", "figures"]
+    assert only(tmp_path / "figures") == ["b.svg"]
+
+
+def test_what_was_taken_for_left_behind_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, made = tempfile.mkstemp, list[str]()
+
+    def swept_at_once(**options: Any) -> tuple[int, str]:
+        handle, name = original(**options)
+        if not made:
+            Path(name).unlink()
+        made.append(name)
+        return handle, name
+
+    monkeypatch.setattr("tempfile.mkstemp", swept_at_once)
+    files.write_text(tmp_path / "a.txt", "x")
+    assert len(made) == 2
+    assert only(tmp_path) == ["a.txt"]

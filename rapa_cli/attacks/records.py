@@ -353,7 +353,7 @@ def _digest(values: Mapping[str, Tensor]) -> str:
 
 
 def _write(path: Path, values: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    with atomic(path) as temporary:
+    with atomic(path, sum(tensor.nbytes for tensor in values.values())) as temporary:
         try:
             save_file(values, temporary, metadata)
         except SafetensorError as error:
