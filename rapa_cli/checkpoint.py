@@ -92,7 +92,7 @@ def save(path: Path, description: Description, state: Mapping[str, Tensor], opti
     everything = {**state, **{OPTIMIZER + name: tensor for name, tensor in optimizer.items()}}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in everything.items()}
     document = json.dumps(description.model_dump(mode="json"))
-    with atomic(path) as temporary:
+    with atomic(path, sum(tensor.nbytes for tensor in plain.values()) + len(document)) as temporary:
         try:
             save_file(plain, temporary, {_KEY: document})
         except SafetensorError as error:

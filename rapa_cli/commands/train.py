@@ -16,7 +16,7 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import options
-from rapa_cli.errors import ConfigError, Interrupted, RapaError, commas
+from rapa_cli.errors import ConfigError, FileError, Interrupted, RapaError, commas
 from rapa_cli.training.world import world
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _run(training: Training, again: str, *, json: bool) -> None:
     console.note(f"run folder {folder}")
     if training.progress.epoch or training.progress.step:
         console.note(f"going on after epoch {training.progress.epoch}, step {training.progress.step}")
-    lost = False
+    in_vain = False
     try:
         with StopRequest() as stop, _Watcher(plan) as watcher:
             training.run(watcher, stop)
@@ -191,12 +191,13 @@ def _run(training: Training, again: str, *, json: bool) -> None:
     except KeyboardInterrupt:
         console.note(f"not saved after epoch {training.progress.epoch}; go on from there with: {again}")
         raise
-    except PeerLost:
-        lost = True
+    except (PeerLost, FileError):
+        in_vain = True
         raise
     finally:
-        # What there is to see is drawn also when the run was stopped, unless torchrun is ending this process too.
-        if training.rows and team.first and not lost:
+        # What there is to see is drawn also when the run was stopped, unless torchrun is ending this process too, or a
+        # file could not be written, of which the message must speak.
+        if training.rows and team.first and not in_vain:
             _draw_curve(training.rows, manifest, folder)
     if not team.from_first((folder / runs.LAST).exists):
         training.save()
