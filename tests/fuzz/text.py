@@ -111,8 +111,6 @@ def dumped(value: Any) -> str:
         pairs = value.items() if isinstance(value, dict) else value
         return "{" + ", ".join(f"{json.dumps(key)}: {dumped(entry)}" for key, entry in pairs) + "}"
     if isinstance(value, list):
-        if len(value) > 100:
-            return json.dumps(value)
         return "[" + ", ".join(map(dumped, value)) + "]"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**300:
         return "1" + "0" * 400
