@@ -9,28 +9,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rapa_cli.analysis.evaluation import evaluate
+    from rapa_cli.analysis.overview import plan, similarity
     from rapa_cli.analysis.reduction import reduce
-    from rapa_cli.analysis.voting import vote
+    from rapa_cli.analysis.voting import vote, vote_error
+    from rapa_cli.attacks.evaluation import attack
+    from rapa_cli.attacks.records import Level
     from rapa_cli.checkpoint import load
+    from rapa_cli.data.catalog import open_data
+    from rapa_cli.exporting.files import export
+    from rapa_cli.exporting.graph import assignments
     from rapa_cli.keyed import draws
     from rapa_cli.layers.linear import AnalogLinear
     from rapa_cli.tiling.conv import TiledConv2d
     from rapa_cli.tiling.conversion import convert
+    from rapa_cli.training.request import resume, train
     from rapa_cli.training.sgd import AnalogSGD
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["AnalogLinear", "AnalogSGD", "TiledConv2d", "__version__", "convert", "draws", "load", "reduce", "vote"]
+__all__ = [
+    "AnalogLinear",
+    "AnalogSGD",
+    "Level",
+    "TiledConv2d",
+    "__version__",
+    "assignments",
+    "attack",
+    "convert",
+    "draws",
+    "evaluate",
+    "export",
+    "load",
+    "open_data",
+    "plan",
+    "reduce",
+    "resume",
+    "similarity",
+    "train",
+    "vote",
+    "vote_error",
+]
 
 _HOMES = {
     "AnalogLinear": "rapa_cli.layers.linear",
     "AnalogSGD": "rapa_cli.training.sgd",
+    "Level": "rapa_cli.attacks.records",
     "TiledConv2d": "rapa_cli.tiling.conv",
+    "assignments": "rapa_cli.exporting.graph",
+    "attack": "rapa_cli.attacks.evaluation",
     "convert": "rapa_cli.tiling.conversion",
     "draws": "rapa_cli.keyed",
+    "evaluate": "rapa_cli.analysis.evaluation",
+    "export": "rapa_cli.exporting.files",
     "load": "rapa_cli.checkpoint",
+    "open_data": "rapa_cli.data.catalog",
+    "plan": "rapa_cli.analysis.overview",
     "reduce": "rapa_cli.analysis.reduction",
+    "resume": "rapa_cli.training.request",
+    "similarity": "rapa_cli.analysis.overview",
+    "train": "rapa_cli.training.request",
     "vote": "rapa_cli.analysis.voting",
+    "vote_error": "rapa_cli.analysis.voting",
 }
 
 

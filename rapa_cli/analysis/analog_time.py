@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from rapa_cli import config
 from rapa_cli.errors import ConfigError, commas
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.layers.network import resolve
 from rapa_cli.layers.pooling import pooled_size
+from rapa_cli.shown import Shown
 from rapa_cli.tiling.schemes import balanced_tiles, scheme_named
 
 
@@ -54,8 +56,8 @@ class Layer:
         return self.kernel[0] * self.kernel[1] * self.c_in // self.groups
 
 
-@dataclass(frozen=True)
-class LayerCost:
+@dataclass(frozen=True, repr=False)
+class LayerCost(Shown):
     """What a layer costs for one image.
 
     Attributes:
@@ -72,6 +74,8 @@ class LayerCost:
         groups: of the convolution.
         bias: whether there is a bias.
     """
+
+    shown: ClassVar = ("name", "n_p", "k", "c_out", "macs", "tiles", "array_cycles")
 
     name: str
     n_p: int

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rapa_cli.data.augmentation import pixels
 from rapa_cli.keyed import draws
+from rapa_cli.shown import Shown
 
 # The 97.5 % point of the normal distribution.
 _Z95 = 1.959963984540054
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """The result of one draw.
 
     Attributes:
@@ -25,6 +27,8 @@ class Evaluation:
         wrong: how many of them wrongly.
         loss: mean cross-entropy, nats.
     """
+
+    shown: ClassVar = ("error", "ci95", "loss", "images", "wrong")
 
     images: int
     wrong: int

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from rapa_cli.analysis.calibration import Outcomes, outcomes
 from rapa_cli.analysis.evaluation import batches, evaluating, wilson
 from rapa_cli.keyed import draws
+from rapa_cli.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Point:
     soft_ci95: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class VoteResult:
+@dataclass(frozen=True, repr=False)
+class VoteResult(Shown):
     """The errors of single draws and of their votes.
 
     Attributes:
@@ -54,6 +56,8 @@ class VoteResult:
         vote: outcomes of the majority of all; its confidence is the share of the draws that chose the class.
         soft: outcomes of the highest mean probability, which is the confidence.
     """
+
+    shown: ClassVar = ("single_error", "vote_error", "soft_error", "vote_ci95", "gain", "gain_se", "ties", "images")
 
     images: int
     single_wrong: tuple[int, ...]

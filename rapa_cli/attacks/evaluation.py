@@ -73,7 +73,7 @@ def attack(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    levels: Sequence[Level],
+    levels: Sequence[Level | float],
     *,
     method: str = "fgsm",
     threat: str = "fresh-draw",
@@ -93,7 +93,7 @@ def attack(
         model: takes (B, C, H, W) in [0, 1].
         images: uint8 (N, C, H, W); their ids are their places in the split.
         labels: int64 (N,).
-        levels: the strengths.
+        levels: the strengths; a number is an eps on the [0, 1] scale.
         method: a name that `method_named` knows.
         threat: what the attacker knows of the draws, as `parse_threat` reads it.
         draws: how many draws score.
@@ -114,7 +114,7 @@ def attack(
         data="",
         data_sha256="",
         images=len(images),
-        levels=tuple(levels),
+        levels=tuple(level if isinstance(level, Level) else Level(eps=level) for level in levels),
         methods=(method,),
         threats=(threat,),
         draws=draws,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from rapa_cli.attacks.intervals import Bootstrap, accuracies, accuracy, gap_clos
 from rapa_cli.attacks.records import Level, Origin, Records
 from rapa_cli.attacks.snr import Outcome
 from rapa_cli.attacks.threat import Threat, parse_threat
+from rapa_cli.shown import Shown
 
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Judged:
+@dataclass(frozen=True, repr=False)
+class Judged(Shown):
     """What judging draws say of the adversarial images; accuracies in percent.
 
     Of accuracies without a further word only those images count that are right without noise in the same draw, or by
@@ -41,6 +43,8 @@ class Judged:
             answer as one, by their mean softmax. NaN for noise, which sees none.
         believed_all: likewise over all images.
     """
+
+    shown: ClassVar = ("draws", "accuracy", "ci95", "vote", "vote_ci95", "always", "believed")
 
     draws: int
     known: int
@@ -66,8 +70,8 @@ class Gap:
     ci95: Interval
 
 
-@dataclass(frozen=True)
-class Point:
+@dataclass(frozen=True, repr=False)
+class Point(Shown):
     """The result at one level; accuracies in percent, sums and means over the scoring draws.
 
     Attributes:
@@ -89,6 +93,8 @@ class Point:
         right_clean: likewise without noise.
         ratio: the signal-to-noise ratio of each image that came about, dB, float32 (N, G).
     """
+
+    shown: ClassVar = ("eps", "snr_db", "accuracy", "ci95", "accuracy_all", "counted", "judged")
 
     level: Level
     eps: float

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
+
+from rapa_cli.shown import Shown
 
 Progress = Callable[[str, int, int], None]
 """Called as a long step goes on with what is being done, how much of it is done, and how much there is in all
@@ -16,14 +19,16 @@ def silent(what: str, done: int, total: int) -> None:
     """The `Progress` that shows nothing."""
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, repr=False)
+class Split(Shown):
     """Images and what they show.
 
     Attributes:
         images: uint8, shape (N, C, H, W); it may lie in a memory-mapped file, so treat it as read-only.
         labels: int64, shape (N,), values in [0, number of classes).
     """
+
+    shown: ClassVar = ("images", "labels")
 
     images: Tensor
     labels: Tensor
@@ -32,8 +37,8 @@ class Split:
         return len(self.images)
 
 
-@dataclass(frozen=True)
-class DataSet:
+@dataclass(frozen=True, repr=False)
+class DataSet(Shown):
     """A data set; its constants come from the training split and are on the [0, 1] pixel scale.
 
     Attributes:
@@ -47,6 +52,8 @@ class DataSet:
         mean_image: mean of each pixel, float32, shape (C, H, W).
         source: where the images come from, one line.
     """
+
+    shown: ClassVar = ("name", "classes", "train", "test", "mean", "std", "source")
 
     name: str
     classes: tuple[str, ...]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
@@ -24,6 +24,7 @@ from rapa_cli.exporting.graph import Assignment, Graph, assignments, graph_of
 from rapa_cli.files import atomic
 from rapa_cli.keyed import draws
 from rapa_cli.layers.network import Network
+from rapa_cli.shown import Shown
 
 SUFFIXES = {
     "onnx": ".onnx",
@@ -41,8 +42,8 @@ _CHECKED = 3
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Shown):
     """A file that was written.
 
     Attributes:
@@ -53,6 +54,8 @@ class Exported:
         difference: how far its logits lie from the network's at most, on random images and relative to the largest
             logit where that is above 1; None where the form has weights alone.
     """
+
+    shown: ClassVar = ("path", "form", "size", "assignments", "difference")
 
     path: Path
     form: str
