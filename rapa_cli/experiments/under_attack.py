@@ -45,12 +45,12 @@ def measures(settings: Settings, found: Found) -> list[Measure]:
         levels = [f"{point['asked']['snr_db']:g} dB" for point in (sweeps[0]["points"] if sweeps else [])]
         for number, level in enumerate(levels):
             theirs = settings.paper("figure4", f"accuracy, {name}") if level == f"{HUMAN_SNR} dB" else None
-            values = tuple(each[number] for each in points)
+            values = known([each[number] for each in points])
             measured.append(
                 Measure("figure4", name, level, "accuracy of images right without noise (%)", values, theirs)
             )
         if name != "none":
-            closed = tuple(100 * _human(sweep)["gap_closed"] for sweep in sweeps)
+            closed = tuple(100 * part for part in known([_human(sweep)["gap_closed"] for sweep in sweeps]))
             theirs = settings.paper("figure4", f"gap closed, {name}")
             measured.append(Measure("figure4", name, f"{HUMAN_SNR} dB", "gap closed (%)", closed, theirs))
     for name, (_, confidences) in _jobs(settings).items():
@@ -74,7 +74,12 @@ def verdicts(settings: Settings, found: Found) -> list[Verdict]:
     for name, (attacks, confidences) in pairs.items():
         if name == "none":
             continue
-        points = [_human(found[job]) for job in attacks if job in found]
+        # There is no gap to close where the untiled network makes no mistake.
+        points = [
+            point
+            for point in (_human(found[job]) for job in attacks if job in found)
+            if point["gap_closed"] is not None
+        ]
         margins = [50 * (point["gap_closed_ci95"][1] - point["gap_closed_ci95"][0]) for point in points]
         checked.append(
             Verdict(

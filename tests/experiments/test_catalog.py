@@ -7,6 +7,7 @@ import io
 import json
 import math
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,19 @@ def test_what_was_not_run_stays_empty() -> None:
         measures = experiment.measures(SETTINGS, {})
         assert all(each.mean is None or each.column == "analog time" for each in measures), name
         assert all(verdict.state is State.NOT_TESTED for verdict in experiment.verdicts(SETTINGS, {}))
+
+
+def test_a_network_without_mistakes_leaves_no_gap() -> None:
+    def sweep(job: Job) -> dict[str, Any]:
+        gap = {} if job.option("--baseline") is None else {"gap_closed": None, "gap_closed_ci95": [None, None]}
+        return {"points": [{"asked": {"snr_db": 33.0}, "accuracy": 100.0, **gap}]}
+
+    settings = Settings(seeds=1)
+    found = {job: sweep(job) for job in EXPERIMENTS["figure4"].jobs(settings) if job.words[0] == "attack"}
+    gaps = [each for each in EXPERIMENTS["figure4"].measures(settings, found) if each.name == "gap closed (%)"]
+    assert [each.mean for each in gaps] == [None, None]
+    states = {each.state for each in EXPERIMENTS["figure4"].verdicts(settings, found)}
+    assert states == {State.NOT_TESTED}
 
 
 def test_experiments_share_their_trainings() -> None:
