@@ -7,7 +7,7 @@ metadata key `rapa` holds one JSON document, a `Description`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from torch import Tensor
 from rapa_cli import config, tensors
 from rapa_cli.errors import FileError, RapaError
 from rapa_cli.files import atomic, system_error
+from rapa_cli.layers import modules
 from rapa_cli.layers.network import Network, build, fewest_numbers
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.runs import LAST
@@ -90,7 +91,14 @@ def save(path: Path, description: Description, state: Mapping[str, Tensor], opti
         FileError: it cannot be written; an older file of that name is as it was.
     """
     everything = {**state, **{OPTIMIZER + name: tensor for name, tensor in optimizer.items()}}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in everything.items()}
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in everything.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        if plain[name].data_ptr() in places and plain[name].numel():
+            # Weights that a network uses in two places; a file holds them twice.
+            plain[name] = plain[name].clone()
+        places.add(plain[name].data_ptr())
     document = json.dumps(description.model_dump(mode="json"))
     with atomic(path, sum(tensor.nbytes for tensor in plain.values()) + len(document)) as temporary:
         try:
@@ -118,39 +126,47 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(_description(path, metadata), own, rest)
 
 
-def load(path: str | Path) -> Network:
+def load(path: str | Path, *, code: Sequence[str | Path] = ()) -> Network:
     """Rebuilds a network from a checkpoint alone, in evaluation mode on the CPU.
 
     Args:
         path: the checkpoint file, or a run folder, whose last checkpoint is meant.
+        code: Python files that you trust, for a network that is written in one of them: its code is run.
 
     Raises:
-        FileError: missing, damaged, or no checkpoint of this program.
+        FileError: missing, damaged, or no checkpoint of this program; or `code` is not the file that it was made with.
+        ConfigError: its network is written in a Python file, which was not handed over.
     """
     path = Path(path)
     if path.is_dir():
         path /= LAST
-    return restore(read(path), path).eval()
+    return restore(read(path), path, [Path(file) for file in code]).eval()
 
 
-def restore(checkpoint: Checkpoint, path: Path) -> Network:
+def restore(checkpoint: Checkpoint, path: Path, code: Sequence[Path] = ()) -> Network:
     """Builds the network that a checkpoint describes and fills in its state.
 
     Args:
         checkpoint: the checkpoint.
         path: where it came from, for messages.
+        code: Python files whose code may be run.
 
     Raises:
-        FileError: its tensors do not fit the network it describes.
+        FileError: its tensors do not fit the network it describes; or `code` is not the file that it was made with.
+        ConfigError: its network is written in a Python file, which was not handed over, or fails.
     """
     description = checkpoint.description
+    module = description.network.module
+    if module is not None and module.file is not None:
+        # What is wrong with the file is not wrong with the checkpoint.
+        modules.written_in(module, code)
     wanted = description.network, description.shape, len(description.classes)
     try:
         # Told before it is built, which may take more memory than there is.
-        fewest, held = fewest_numbers(*wanted), sum(tensor.numel() for tensor in checkpoint.state.values())
+        fewest, held = fewest_numbers(*wanted, code), sum(tensor.numel() for tensor in checkpoint.state.values())
         if fewest > held:
             raise ValueError(f"it has {fewest} weights at least, and the file {held}")
-        network = build(*wanted, seed=description.seed)
+        network = build(*wanted, seed=description.seed, code=code)
     except (RapaError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         # A damaged definition can ask for sizes that torch or the memory has no room for; torch adds a stack trace.
         reason = str(error).partition("\n")[0]

@@ -163,6 +163,25 @@ def draws(
             layer._draw = old
 
 
+@contextlib.contextmanager
+def global_generator(*, seed: int, draw: int, images: Tensor) -> Iterator[None]:
+    """Inside the block torch's global generators are seeded by a batch in training, and afterwards as they were before.
+
+    Layers that this package does not know, as dropout, draw from them.
+
+    Args:
+        seed: in [0, 2^32).
+        draw: the epoch.
+        images: ids of the images in the batch, int64, shape (B,).
+    """
+    key = Draw(seed, draw, images, Stream.TRAIN).words(Purpose.MODULE, count=2).sum(0).tolist()
+    devices = [images.device] if images.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        # Sums over the images: the same for a batch in any order.
+        torch.manual_seed((key[0] % 2**32) | (key[1] % 2**31) << 32)
+        yield
+
+
 def check_ids(images: Tensor) -> None:
     """Raises ValueError unless these are image ids: int64, shape (B,), values in [0, 2^32)."""
     if images.ndim != 1:

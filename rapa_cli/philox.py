@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     DATA = 7
     ANALOG_SEED = 8
     ATTACK = 9
+    MODULE = 10
 
 
 class Stream(IntEnum):

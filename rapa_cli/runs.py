@@ -1,5 +1,6 @@
 """Run folders: everything that one training leaves, and how commands find a checkpoint.
 
+*.py          a copy of the Python file that the network is written in, where it is
 run.json      what was asked for: network, recipe, data, seed, versions
 metrics.*     a row for each epoch, as CSV and as JSON lines; the same for the same seed
 timing.csv    seconds for each epoch
@@ -25,7 +26,7 @@ from pydantic import Field
 
 from rapa_cli import config
 from rapa_cli.errors import ConfigError, FileError
-from rapa_cli.files import explained, make_folder, write_text
+from rapa_cli.files import atomic, explained, make_folder, write_text
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.resources import models_root
 
@@ -33,6 +34,8 @@ LAST = "last.safetensors"
 BEST = "best.safetensors"
 MANIFEST = "run.json"
 METRICS = ("epoch", "rate", "train_loss", "train_error", "test_loss", "test_error")
+# What a run's provenance calls the file of the weights that it began with.
+WEIGHTS = "weights"
 # Columns that only some runs have: the error of a vote, and S of each convolution with several tiles.
 VOTE_ERROR, SIMILARITY = "vote_error", "similarity_"
 
@@ -108,6 +111,15 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes what a run is asked to do."""
     write_text(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+
+
+def keep_code(folder: Path, code: Iterable[Path]) -> list[Path]:
+    """Copies the Python files that a run's network is written in; gives the copies."""
+    copies = [folder / file.name for file in code]
+    for file, copy in zip(code, copies, strict=True):
+        with atomic(copy) as temporary:
+            temporary.write_bytes(config.read_code(file))
+    return copies
 
 
 def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, lines: bool = False) -> None:

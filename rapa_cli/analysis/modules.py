@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from rapa_cli.analysis.analog_time import Layer
-from rapa_cli.errors import ConfigError, suggestion
+from rapa_cli.analysis.analog_time import Layer, LayerCost, costs, layers_of
+from rapa_cli.errors import ConfigError
+from rapa_cli.layers.network import Network
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.tracing import trace
 
@@ -67,37 +64,15 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
     return Found(convolutions, linear, sum(weight.numel() for weight in outside) / everything)
 
 
-def torchvision_layers(name: str, size: int = 224) -> Found:
-    """The layers of a classification network of torchvision, without its weights.
-
-    Args:
-        name: as torchvision lists it, such as `resnet18`.
-        size: height and width of the images, which have three channels.
-
-    Raises:
-        ConfigError: there is none of that name, or it cannot take such images.
-    """
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if name not in known:
-        hint = suggestion(name, known)
-        raise ConfigError(
-            f"torchvision has no classification network '{name}'",
-            hint=hint if len(hint) < 100 else "torchvision.models.list_models() lists all",
-        )
-    with warnings.catch_warnings(), _WeightsOnMeta():
-        # Some announce how their weights will be drawn, and here none are.
-        warnings.simplefilter("ignore")
-        network = models.get_model(name, weights=None)
-    return layers_of_module(network.to("meta"), (3, size, size))
+def layers_of_network(network: Network) -> Found:
+    """The layers of one of our networks, by the names that it gives them."""
+    if network.definition.module is not None:
+        return layers_of_module(network, network.shape)
+    return Found(*layers_of(network.definition, network.shape, network.classes), 0.0)
 
 
-class _WeightsOnMeta(TorchFunctionMode):
-    """Layers made under it have no memory for weights; numbers that a network computes its sizes from stay real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+def network_costs(network: Network) -> list[LayerCost]:
+    """Costs of the convolutions of one of our networks, on its own tiles; layers that are not tiled have one."""
+    layers = layers_of_network(network).convolutions
+    tiles = [getattr(network.get_submodule(layer.name), "tiles", 1) for layer in layers]
+    return costs(layers, tiles, network.definition.scheme)

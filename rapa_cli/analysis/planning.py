@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
+
+import torch
 
 from rapa_cli import config
 from rapa_cli.analysis import balancing
@@ -22,11 +25,10 @@ from rapa_cli.analysis.analog_time import (
 from rapa_cli.analysis.hardware import Energy, Hardware
 from rapa_cli.checkpoint import read
 from rapa_cli.errors import ConfigError, FileError
-from rapa_cli.layers.network import patches_per_layer
+from rapa_cli.layers.network import convolutions_of, patches_per_layer
 from rapa_cli.resources import names
 from rapa_cli.runs import find_checkpoint
-
-TORCHVISION = "torchvision:"
+from rapa_cli.shown import Shown
 
 # Sizes and classes of the images that a definition may be made for: CIFAR's, and where these are too small ImageNet's.
 _CIFAR, _IMAGENET = (32, 10), (224, 1000)
@@ -57,8 +59,8 @@ class Subject:
     checkpoint: Path | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """A network on tiles.
 
     Attributes:
@@ -67,6 +69,8 @@ class Plan:
         scheme: how patches are assigned to tiles.
         hardware: figures of the arrays.
     """
+
+    shown: ClassVar = ("acceleration", "acceleration_sequential", "arrays", "interval", "layers", "scheme")
 
     layers: tuple[LayerCost, ...]
     linear: tuple[LayerCost, ...]
@@ -135,26 +139,34 @@ class Plan:
         return of_arrays.energy([*self.layers, *self.linear], self.hardware)
 
 
-def find(name: str | None, *, best: bool = False, size: int | None = None, classes: int | None = None) -> Subject:
+def find(
+    name: str | None,
+    *,
+    best: bool = False,
+    size: int | None = None,
+    classes: int | None = None,
+    code: Sequence[Path] = (),
+) -> Subject:
     """The network that an argument means.
 
     Args:
-        name: a definition of the package, a TOML file, `torchvision:NAME`, or what commands take for a checkpoint.
+        name: a definition of the package, a TOML file, `torchvision:NAME`, `FILE.py:NAME`, whose code is run, or what
+            commands take for a checkpoint.
         best: of a run, the checkpoint with the lowest test error.
         size: height and width of the images; by default those that a checkpoint was trained on, 224 for torchvision,
             and for definitions 32, or 224 where that is too small.
         classes: outputs of a definition; by default 10, for images of 224 pixels 1,000.
+        code: Python files whose code may be run, for a checkpoint's network that is written in one.
 
     Raises:
         FileError: there is no such network.
         ConfigError: it cannot take such images, or is not in order.
     """
-    if name is not None and name.startswith(TORCHVISION):
-        from rapa_cli.analysis.modules import torchvision_layers
-
-        size = size or _IMAGENET[0]
-        found = torchvision_layers(name.removeprefix(TORCHVISION), size)
-        return Subject(name, (3, size, size), found.convolutions, found.linear, elsewhere=found.elsewhere)
+    if name is not None and name.startswith(config.TORCHVISION):
+        return _written_in_python(config.load_network(name), (3, *(size or _IMAGENET[0],) * 2), classes or _IMAGENET[1])
+    if name is not None and config.is_code(name):
+        definition, file = config.load_network(name), config.code_named(name)[0]
+        return _written_in_python(definition, (3, *(size or _CIFAR[0],) * 2), classes or _CIFAR[1], (file,))
     if name is not None and (name.endswith(".toml") or (name in names("networks") and not Path(name).exists())):
         return _defined(config.load_network(name), size, classes)
     try:
@@ -163,12 +175,20 @@ def find(name: str | None, *, best: bool = False, size: int | None = None, class
         near = difflib.get_close_matches(name or "", names("networks"), n=1)
         if name is None or Path(name).exists():
             raise
-        known = f"definitions: {', '.join(names('networks'))}; {TORCHVISION}resnet18 and others"
+        known = f"definitions: {', '.join(names('networks'))}; {config.TORCHVISION}resnet18 and others"
         hint = f"did you mean '{near[0]}'?" if near else error.hint if "did you mean" in (error.hint or "") else known
         raise FileError(f"there is no network and no checkpoint '{name}'", hint=hint) from None
     description = read(path).description
     channels, height, width = description.shape
     shape = (channels, size or height, size or width)
+    if description.network.module is not None:
+        subject = _written_in_python(description.network, shape, len(description.classes), code)
+        scheme, own = description.network.scheme, dict.fromkeys((one.name for one in subject.convolutions), 1)
+        if size is None:
+            tiled = convolutions_of(description.network.module, shape, len(description.classes), code)
+            own |= dict(zip(tiled, description.network.tiles or (), strict=True))
+        tiles = None if size else tuple(own.values())
+        return replace(subject, scheme=scheme, tiles=tiles, checkpoint=path)
     patches_per_layer(description.network, shape)
     convolutions, linear = layers_of(description.network, shape, len(description.classes))
     network = description.network
@@ -214,6 +234,19 @@ def tiles_for_arrays(layers: Sequence[Layer], budget: int, scheme: str, figures:
     single = costs(layers, (1,) * len(layers))
     each = [of_arrays.arrays_per_tile(layer, figures) for layer in single]
     return balancing.for_arrays(layers, budget, scheme, each)
+
+
+def _written_in_python(
+    definition: config.Network, shape: tuple[int, int, int], classes: int, code: Sequence[Path] = ()
+) -> Subject:
+    from rapa_cli.analysis.modules import layers_of_module
+    from rapa_cli.layers.modules import make
+
+    assert definition.module is not None
+    with torch.random.fork_rng(devices=[]):
+        network = make(definition.module, classes, code, weightless=True)
+    found = layers_of_module(network, shape)
+    return Subject(definition.name, shape, found.convolutions, found.linear, elsewhere=found.elsewhere)
 
 
 def _defined(definition: config.Network, size: int | None, classes: int | None) -> Subject:

@@ -152,6 +152,7 @@ def attack(
             help="Whether arrays that are not ideal are read with their noise.",
         ),
     ] = None,
+    code: options.Code = None,
     batch_size: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, show_default=False, help="Images computed at a time; what memory allows."),
@@ -209,6 +210,7 @@ def attack(
             device=device,
             threads=threads,
             noise=wanted.noise is not False,
+            code=code,
         )
 
     job = prepared(request, load)

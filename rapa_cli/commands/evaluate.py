@@ -70,6 +70,7 @@ def evaluate(
             help="Also show how sure the network is, without noise and under FGSM at these SNR in dB, as in 33.",
         ),
     ] = None,
+    code: options.Code = None,
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -102,6 +103,7 @@ def evaluate(
         threads=threads,
         split=split,
         noise=noise,
+        code=code,
     )
     repeats = repeats or _REPEATS
     total = len(chosen.images) * (1 + (passes(times, repeats) if times else 0) + (sureness is not None))

@@ -60,6 +60,7 @@ def inspect(
             metavar="N", min=0, max=2**32 - 1, show_default=False, help="Seed of a preset's devices; 0 when left out."
         ),
     ] = None,
+    code: options.Code = None,
     json: options.Json = False,
 ) -> None:
     """Show what a checkpoint holds, or how the devices of an array preset respond to pulses.
@@ -81,7 +82,7 @@ def inspect(
         return
     unsuitable = {"--out": out is not None, "--seed": seed is not None}
     _refuse("a checkpoint", unsuitable, "these are for array presets: rapa inspect ReRamES --out figures")
-    _inspect_checkpoint(name, best=best, json=json)
+    _inspect_checkpoint(name, best=best, code=code, json=json)
 
 
 def _refuse(subject: str, unsuitable: dict[str, bool], hint: str) -> None:
@@ -90,14 +91,14 @@ def _refuse(subject: str, unsuitable: dict[str, bool], hint: str) -> None:
         raise ConfigError(f"{subject} cannot go with {' and '.join(given)}", hint=hint)
 
 
-def _inspect_checkpoint(checkpoint: str | None, *, best: bool, json: bool) -> None:
-    from rapa_cli.checkpoint import read, restore
-    from rapa_cli.commands.session import checkpoint_path, chosen, reading
+def _inspect_checkpoint(checkpoint: str | None, *, best: bool, code: list[Path] | None, json: bool) -> None:
+    from rapa_cli.checkpoint import read
+    from rapa_cli.commands.session import checkpoint_path, chosen, reading, restored
     from rapa_cli.layers.network import parameter_count
 
     path = checkpoint_path(checkpoint, best=best)
     saved = read(path)
-    network = restore(saved, path)
+    network = restored(saved, path, code)
     description, progress = saved.description, saved.description.progress
     document = {
         "checkpoint": path,
@@ -105,7 +106,7 @@ def _inspect_checkpoint(checkpoint: str | None, *, best: bool, json: bool) -> No
         "network": description.network.name,
         "scheme": description.network.scheme,
         "tiles": description.network.tiles,
-        "pool": description.network.pool,
+        "pool": description.network.pool if description.network.module is None else None,
         "shape": description.shape,
         "classes": description.classes,
         "data": description.data,
@@ -127,14 +128,20 @@ def _inspect_checkpoint(checkpoint: str | None, *, best: bool, json: bool) -> No
 
 def convolution_rows(network: Network) -> list[dict[str, Any]]:
     """A row for each convolution: name, tiles, n_p, k, c_out, patches of a tile, parameters, similarity S."""
+    from torch import nn
+
+    from rapa_cli.analysis.modules import layers_of_network
     from rapa_cli.analysis.similarity import similarity
-    from rapa_cli.layers.network import parameter_count, patches_per_layer
+    from rapa_cli.layers.network import parameter_count
     from rapa_cli.tiling.conv import TiledConv2d
 
-    layers = [(name, layer) for name, layer in network.named_children() if name.startswith("conv")]
-    patches = patches_per_layer(network.definition, network.shape)
     rows = []
-    for (name, layer), n_p, tiles in zip(layers, patches, network.definition.tiles or (), strict=True):
+    for found in layers_of_network(network).convolutions:
+        layer = network.get_submodule(found.name)
+        if isinstance(layer, nn.Linear):
+            # One that sees each pixel by itself has no tiles.
+            continue
+        name, n_p, tiles = found.name, found.n_p, getattr(layer, "tiles", 1)
         weight = layer.weight
         kernels = weight if isinstance(layer, TiledConv2d) else weight[None]  # type: ignore[index]
         rows.append(
@@ -155,12 +162,15 @@ def convolution_rows(network: Network) -> list[dict[str, Any]]:
 
 def _linear_rows(network: Network) -> list[dict[str, Any]]:
     """A row for each linear layer: name, parameters, and what part of its devices sits at their bounds."""
+    from torch import nn
+
+    from rapa_cli.layers.linear import AnalogLinear
     from rapa_cli.layers.network import parameter_count
 
     return [
         {"name": name, "parameters": parameter_count(layer), "at_bounds": _at_bounds(layer)}
-        for name, layer in network.named_children()
-        if name.startswith("linear")
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | AnalogLinear)
     ]
 
 
@@ -180,7 +190,8 @@ def _show(document: dict[str, Any]) -> None:
     console.show(f"checkpoint  {document['checkpoint']}")
     if document["chosen"]:
         console.show(f"            ({document['chosen']})")
-    console.show(f"network     {document['network']}, {document['pool']} pooling, images {shape}")
+    pooling = f"{document['pool']} pooling, " if document["pool"] else ""
+    console.show(f"network     {document['network']}, {pooling}images {shape}")
     console.show(f"tiling      {document['scheme']} ({tiles})")
     if document["arrays"] != "ideal":
         console.show(f"arrays      {document['arrays']}")

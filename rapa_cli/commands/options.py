@@ -76,6 +76,15 @@ BatchSize = Annotated[
     int,
     typer.Option("--batch-size", metavar="N", min=1, help="Images computed at a time."),
 ]
+Code = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--code",
+        metavar="FILE.py",
+        show_default=False,
+        help="The Python file that the network is written in; its code is run, so name only what you trust.",
+    ),
+]
 Images = Annotated[
     int | None,
     typer.Option("--images", metavar="N", min=1, show_default=False, help="Only the first N images of the split."),

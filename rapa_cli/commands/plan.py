@@ -29,8 +29,8 @@ def plan(
         typer.Argument(
             metavar="NETWORK|CHECKPOINT",
             show_default=False,
-            help="A definition (full, alexnet), a TOML file, torchvision:NAME (torchvision:resnet18), a checkpoint, a "
-            "run folder or a zoo name; the newest run under ./runs when left out.",
+            help="A definition (full, alexnet), a TOML file, torchvision:NAME (torchvision:resnet18), FILE.py:NAME "
+            "(its code is run), a checkpoint, a run folder or a zoo name; the newest run under ./runs when left out.",
         ),
     ] = None,
     tiles: Annotated[
@@ -104,6 +104,7 @@ def plan(
         int | None, typer.Option(metavar="N", min=1, show_default=False, help="Its outputs; any number.")
     ] = None,
     best: options.Best = False,
+    code: options.Code = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default=False, help="Folder for plan.png and plan.svg.")
     ] = None,
@@ -125,12 +126,16 @@ def plan(
     counts = options.parse_tiles(tiles) if tiles is not None else None
     from rapa_cli.analysis import balancing, planning
     from rapa_cli.analysis.analog_time import widened, widened_linear
+    from rapa_cli.commands.session import note_code
+    from rapa_cli.config import code_named, is_code
     from rapa_cli.tiling.schemes import SCHEMES
 
     if scheme is not None and scheme not in SCHEMES:
         raise ConfigError(f"--scheme: there is no '{scheme}'", hint=suggestion(scheme, SCHEMES))
     figures = _hardware(integration_ns, dac_pj, adc_pj, device_fj, array_rows, array_columns)
-    subject = planning.find(network, best=best, size=image_size, classes=classes)
+    if code or (network is not None and is_code(network)):
+        note_code(code or [code_named(network or "")[0]])
+    subject = planning.find(network, best=best, size=image_size, classes=classes, code=code or ())
     if network is None:
         console.note(f"using {subject.checkpoint}")
     own = scheme is None and subject.scheme != "none"

@@ -70,6 +70,7 @@ def reduce(
     data_dir: options.DataDir = None,
     images: options.Images = None,
     seed: options.Seed = 0,
+    code: options.Code = None,
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -93,7 +94,16 @@ def reduce(
         raise ConfigError(f"{given} cannot go without --finetune", hint="give epochs too: --finetune 1")
     if run is not None and (run / MANIFEST).exists():
         raise ConfigError(f"--run {run}: there is a run in this folder already", hint="choose another folder")
-    chosen = subject(checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads)
+    chosen = subject(
+        checkpoint,
+        best=best,
+        data=data,
+        data_dir=data_dir,
+        images=images,
+        device=device,
+        threads=threads,
+        code=code,
+    )
     target = out or chosen.path.with_name(f"{chosen.path.stem}-reduced-{by}.safetensors")
     if target.exists() and target.samefile(chosen.path):
         raise ConfigError(f"--out {target} is the checkpoint itself", hint="choose another file")

@@ -49,6 +49,7 @@ def report(
         bool, typer.Option("--measure/--no-measure", help="Whether what was not measured before is measured now.")
     ] = True,
     best: options.Best = False,
+    code: options.Code = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -61,15 +62,18 @@ def report(
 
     Example: rapa report runs/my-run, or rapa report runs/none runs/random --out compared.html
     """
-    from rapa_cli.commands.session import checkpoint_path, command_line, compute_device
+    from rapa_cli.commands.session import checkpoint_path, command_line, compute_device, note_code
     from rapa_cli.files import make_folder
     from rapa_cli.report import measured, page, run_report
     from rapa_cli.report.reported import read
 
     place = compute_device(device, threads)
     named = folders or [checkpoint_path(None, best=best).parent]
+    if code:
+        note_code(code)
     # The same run under two names is one.
-    runs = [read(folder, best=best) for folder in {folder.resolve(): folder for folder in named}.values()]
+    unique = {folder.resolve(): folder for folder in named}.values()
+    runs = [read(folder, best=best, code=code or ()) for folder in unique]
     for folder in attacks or []:
         _take(runs, folder, measured.recorded(folder))
     settings = [measured.Settings(checkpoint=run.sha256, data=run.manifest.data, images=images) for run in runs]

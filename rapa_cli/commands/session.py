@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rapa_cli.checkpoint import Description
+    from rapa_cli.checkpoint import Checkpoint, Description
     from rapa_cli.data.images import DataSet, Progress
     from rapa_cli.layers.network import Network
 
@@ -154,6 +154,7 @@ def subject(
     threads: int | None,
     split: str = "test",
     noise: bool = True,
+    code: Sequence[Path] | None = None,
 ) -> Subject:
     """Loads a checkpoint and the images to judge it on; without noise its arrays are read so from now on.
 
@@ -162,7 +163,7 @@ def subject(
         FileError: the checkpoint or the data is missing or damaged.
     """
     from rapa_cli.analog.module import silence
-    from rapa_cli.checkpoint import read, restore
+    from rapa_cli.checkpoint import read
 
     if split not in ("train", "test"):
         raise ConfigError(
@@ -171,7 +172,7 @@ def subject(
     place = compute_device(device, threads)
     path = checkpoint_path(checkpoint, best=best)
     saved = read(path)
-    network = restore(saved, path).eval().to(place)
+    network = restored(saved, path, code).to(place)
     if not noise:
         silence(network)
     name = data or saved.description.data
@@ -194,6 +195,27 @@ def subject(
         part.labels[:limit],
         reading(network, noise=noise),
     )
+
+
+def restored(saved: Checkpoint, path: Path, code: Sequence[Path] | None) -> Network:
+    """The network of a checkpoint, in evaluation mode; says so where it runs code of the user's.
+
+    Args:
+        saved: the checkpoint.
+        path: where it came from.
+        code: Python files whose code may be run.
+    """
+    from rapa_cli.checkpoint import restore
+
+    module = saved.description.network.module
+    if code and module is not None and module.file is not None:
+        note_code(code)
+    return restore(saved, path, code or ()).eval()
+
+
+def note_code(code: Sequence[Path]) -> None:
+    """Warns that code of the user's is run."""
+    console.note(f"running the code in {', '.join(map(str, code))}")
 
 
 def reading(network: Network, *, noise: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     from rapa_cli.runs import Manifest
     from rapa_cli.training.loop import Sums, Training
 
+# What --tiles takes for balanced ones.
+_AUTO = "auto"
 # How often the bar asks the device for the loss so far: asking makes it wait.
 _REFRESH_SECONDS = 0.5
 
 
 def train(
     network: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Network or a TOML file [default: full].")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Network, a TOML file, torchvision:NAME, or FILE.py:NAME, whose code is run [default: full].",
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="NAME", show_default=False, help="Data set [default: shapes].")
@@ -51,7 +58,7 @@ def train(
         typer.Option(
             metavar="N,N,...",
             show_default=False,
-            help="Tiles of each convolution, or one number for all; balanced ones when left out.",
+            help="Tiles of each convolution, or one number for all; balanced ones by auto, or when left out.",
         ),
     ] = None,
     pool: Annotated[
@@ -64,6 +71,14 @@ def train(
             show_default=False,
             help="What the arrays are made of: ideal, a preset such as ReRamES (see `rapa inspect --presets`), "
             "or a TOML file [default: ideal].",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Weights that a network of torchvision or of your own begins with, a safetensors file.",
         ),
     ] = None,
     recipe: Annotated[
@@ -95,6 +110,7 @@ def train(
         Path | None,
         typer.Option(metavar="RUN", show_default=False, help="Go on with this run; only --epochs may be changed."),
     ] = None,
+    code: options.Code = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -102,11 +118,14 @@ def train(
 ) -> None:
     """Train a network.
 
-    Example: rapa train --data cifar10 --scheme random --tiles 16,4,1 --recipe short
+    Example: rapa train --data cifar10 --scheme random --tiles 16,4,1 --recipe short, or
+    rapa train --network torchvision:resnet18 --weights resnet18.safetensors --tiles auto
     """
     from rapa_cli import runs
     from rapa_cli.commands.session import compute_device, open_data
     from rapa_cli.files import held
+    from rapa_cli.layers.modules import load_weights
+    from rapa_cli.runs import keep_code
     from rapa_cli.training import loop, parallel
 
     fixed = {
@@ -116,6 +135,7 @@ def train(
         "--tiles": tiles,
         "--pool": pool,
         "--arrays": arrays,
+        "--weights": weights,
         "--recipe": recipe,
         "--batch-size": batch_size,
         "--lr": lr,
@@ -130,6 +150,7 @@ def train(
             stack.enter_context(held(chosen))
             return chosen
 
+        trusted = _trusted(network, code, resuming=resume is not None)
         team.same_options({**fixed, "--epochs": epochs, "--resume": resume})
         place = team.device(lambda: compute_device(device, threads))
         if resume is not None:
@@ -142,23 +163,30 @@ def train(
             manifest = team.from_first(lambda: _resumed(runs.read_manifest(folder), epochs, team.size))
             team.from_first(lambda: hold(folder))
             images = team.by_host(lambda: open_data(manifest.data, data_dir))
-            training = loop.resume(folder, manifest, images, place, team)
+            training = loop.resume(folder, manifest, images, place, team, code=trusted)
         else:
             name = data or "shapes"
             images = team.by_host(lambda: open_data(name, data_dir))
             manifest = team.from_first(
                 lambda: _manifest(
-                    network or "full", recipe or "short", name, images.shape, seed or 0,
+                    network or "full", recipe or "short", name, images.shape, len(images.classes), seed or 0,
                     scheme=scheme, tiles=tiles, pool=pool, arrays=arrays,
                     epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [], processes=team.size,
+                    code=trusted, weights=weights,
                 )
             )  # fmt: skip
             # Built first, so that a network that cannot be built leaves no folder behind.
-            untrained = loop.untrained(manifest, images, place, team)
+            given_weights = None if weights is None else load_weights(weights)
+            untrained = loop.untrained(manifest, images, place, team, code=trusted, weights=given_weights)
             kind = manifest.network.name, manifest.network.scheme, name
             folder = team.from_first(lambda: hold(runs.new_folder(*kind, out)))
+            team.from_first(lambda: keep_code(folder, trusted))
             training = loop.begin(folder, manifest, images, untrained, team)
+            if weights is not None:
+                # A run that is stopped goes on from these weights, and not from new ones.
+                training.save()
         where = ["--data-dir", str(data_dir)] if data_dir is not None else []
+        where += [word for file in trusted for word in ("--code", str(file))]
         again = shlex.join(["train", "--resume", str(folder), *where])
         _run(training, f"rapa {again}" if team.size == 1 else f"torchrun ... -m rapa_cli {again}", json=json)
 
@@ -171,10 +199,13 @@ def _run(training: Training, again: str, *, json: bool) -> None:
 
     manifest, folder, team = training.manifest, training.folder, training.team
     definition, plan = manifest.network, manifest.recipe
+    pooling = f", {definition.pool} pooling" if definition.module is None else ""
     console.note(
         f"{definition.name} on {manifest.data} ({len(training.data.train)} images): "
-        f"{definition.scheme} {commas(definition.tiles or ())}, {definition.pool} pooling"
+        f"{definition.scheme} {commas(definition.tiles or ())}{pooling}"
     )
+    if training.network.anew:
+        console.note(f"new weights for other classes: {', '.join(training.network.anew)}")
     _note_arrays(training)
     together = f" by {team.size} processes" if team.size > 1 else ""
     console.note(f"{plan.epochs} epochs, batch {plan.batch_size}{together}, rate {plan.lr:g}, seed {manifest.seed}")
@@ -246,6 +277,7 @@ def _manifest(
     recipe: str,
     data: str,
     shape: tuple[int, int, int],
+    classes: int,
     seed: int,
     *,
     scheme: str | None,
@@ -257,27 +289,56 @@ def _manifest(
     lr: float | None,
     settings: list[str],
     processes: int,
+    code: Sequence[Path],
+    weights: Path | None,
 ) -> Manifest:
     """The run that the options ask for, checked against the shape of the images."""
     from rapa_cli import config
     from rapa_cli.analog.specification import named_arrays
+    from rapa_cli.attacks.records import digest
     from rapa_cli.commands.options import parse_tiles
-    from rapa_cli.layers.network import resolve
-    from rapa_cli.runs import Manifest
+    from rapa_cli.layers.network import patches_per_layer, resolve
+    from rapa_cli.runs import WEIGHTS, Manifest
 
     definition = config.load_network(network)
+    if definition.module is not None and pool is not None:
+        raise ConfigError(f"--pool: network '{definition.name}' has its own pooling layers", hint="leave --pool out")
+    if tiles == _AUTO:
+        tiles, scheme = None, scheme or ("random" if definition.scheme == "none" else definition.scheme)
     counts = parse_tiles(tiles) if tiles is not None else None
     if counts is not None and len(counts) == 1:
-        counts *= sum(layer.kind == "conv" for layer in definition.layers)
+        counts *= len(patches_per_layer(definition, shape, classes, code))
+    if weights is not None and definition.module is not None and definition.module.file is None:
+        # Their weights were trained on images normalised so.
+        settings = ["network.normalization=imagenet", *settings]
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     settings = [*(f"recipe.{key}={value}" for key, value in options.items() if value is not None), *settings]
     # Which tiles are balanced and which recipe is meant depend on the scheme, which may be set as well.
     definition, _ = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
     made_of = None if arrays is None else named_arrays(arrays)
-    definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool, arrays=made_of)
+    needed: dict[str, Any] = {"classes": classes, "code": code}
+    definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool, arrays=made_of, **needed)
     definition, plan = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
-    definition = resolve(definition, shape)
-    return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=_provenance(recipe, processes))
+    definition = resolve(definition, shape, **needed)
+    provenance = _provenance(recipe, processes)
+    if weights is not None:
+        provenance[WEIGHTS] = f"{weights.name}, SHA-256 {digest(weights) if weights.is_file() else 'unknown'}"
+    return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=provenance)
+
+
+def _trusted(network: str | None, code: list[Path] | None, *, resuming: bool) -> tuple[Path, ...]:
+    """The Python files whose code may be run: those that the command line names. Says so."""
+    from rapa_cli.commands.session import note_code
+    from rapa_cli.config import code_named, is_code
+
+    if code and not resuming:
+        raise ConfigError("--code names the file of a run that goes on", hint=f"to begin one: --network {code[0]}:NAME")
+    found = tuple(code or ())
+    if network is not None and is_code(network):
+        found = (code_named(network)[0],)
+    if found:
+        note_code(found)
+    return found
 
 
 def _resumed(manifest: Manifest, epochs: int | None, processes: int) -> Manifest:
@@ -324,7 +385,8 @@ def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) ->
 
     definition = manifest.network
     tiling = f"{definition.scheme} ({commas(definition.tiles or ())})"
-    title = f"{definition.name} on {manifest.data}: {tiling}, {definition.pool}"
+    pooling = f", {definition.pool}" if definition.module is None else ""
+    title = f"{definition.name} on {manifest.data}: {tiling}{pooling}"
     figures.write(figures.learning_curve(rows, title), folder / "figures", "learning-curve")
 
 

@@ -47,6 +47,7 @@ def vote(
     images: options.Images = None,
     seed: options.Seed = 0,
     noise: options.Noise = True,
+    code: options.Code = None,
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -60,7 +61,15 @@ def vote(
     from rapa_cli.commands.session import arrays_line, counting, labelled, subject
 
     chosen = subject(
-        checkpoint, best=best, data=data, data_dir=data_dir, images=images, device=device, threads=threads, noise=noise
+        checkpoint,
+        best=best,
+        data=data,
+        data_dir=data_dir,
+        images=images,
+        device=device,
+        threads=threads,
+        noise=noise,
+        code=code,
     )
     with counting(f"{n} draws", n * len(chosen.images)) as count:
         result = vote_error(

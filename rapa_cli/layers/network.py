@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +13,23 @@ from torch import Tensor, nn
 from rapa_cli import config
 from rapa_cli.analog.module import AwareMatrices, PulsedMatrices
 from rapa_cli.analog.specification import arrays_of
-from rapa_cli.errors import ConfigError, commas
+from rapa_cli.errors import ConfigError, RapaError, commas
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import keyed_layers, number_layers
+from rapa_cli.layers import modules
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.normalization import LocalResponseNorm, Normalize
 from rapa_cli.layers.pooling import pooled_size, pooling
 from rapa_cli.philox import Purpose, check_seed, generator
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.schemes import scheme_named
+from rapa_cli.tiling.conversion import convert
+from rapa_cli.tiling.schemes import balanced_tiles, scheme_named
+
+# Of networks whose patches are wanted alone.
+ANY_CLASSES = 10
+# Of the images that the networks of torchvision were trained on, on the [0, 1] pixel scale.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,19 @@ class Network(nn.Sequential):
 
     Takes images (B, C, H, W), float32 in [0, 1]; gives logits (B, classes).
 
+    One written in Python is the module `body`, behind the normalisation.
+
     Attributes:
         definition: the definition, its tiles written out.
         shape: (C, H, W) of an image.
         classes: number of classes.
+        anew: names of what begins with new weights although others were given, which were made for other classes.
     """
 
     def __init__(self, definition: config.Network, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         self.definition, self.shape, self.classes = definition, shape, classes
+        self.anew: tuple[str, ...] = ()
 
 
 def build(
@@ -62,6 +74,8 @@ def build(
     *,
     seed: int = 0,
     statistics: Statistics | None = None,
+    code: Sequence[Path] = (),
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Network:
     """Builds a network and draws its weights from the seed.
 
@@ -71,20 +85,35 @@ def build(
         classes: number of classes.
         seed: of the initial weights and of what tiling schemes draw once.
         statistics: of the training data; without them the normalisation does nothing until a checkpoint fills it.
+        code: Python files whose code may be run, for networks that are written in them.
+        weights: of the body of a network written in Python, by the names of its state before it is tiled; every tile
+            begins with them.
 
     Raises:
-        ConfigError: the definition does not fit the images.
+        ConfigError: the definition does not fit the images, or code may not be run, or fails.
+        FileError: a Python file is missing or another one, or the weights are those of another network.
     """
     check_seed(seed)
-    definition = resolve(definition, shape)
-    # Layers draw weights as they are made; the seed's take their place, and torch's global generator stays as it was.
+    definition = resolve(definition, shape, classes=classes, code=code)
+    if weights is not None and definition.module is None:
+        raise ConfigError(
+            f"network '{definition.name}' takes no weights from a file",
+            hint="those of torchvision and those in Python files do",
+        )
+    # Layers draw weights as they are made; torch's global generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         try:
+            if definition.module is not None:
+                return _around(definition, shape, classes, seed, statistics, code, weights)
+            # The seed's weights take their place.
             network = _assembled(definition, shape, classes, statistics)
-        except ConfigError:
+        except RapaError:
             raise
         except ValueError as error:
-            raise ConfigError(str(error), hint="change the arrays, or the layers on them") from None
+            hint = "change the arrays, or the layers on them"
+            if definition.module is not None and definition.scheme != "none":
+                hint = "--scheme none leaves all convolutions as they are; --tiles with a 1 for it leaves this one so"
+            raise ConfigError(str(error), hint=hint) from None
     _initialise(network, seed)
     return network
 
@@ -97,10 +126,22 @@ def resolve(
     tiles: Sequence[int] | None = None,
     pool: str | None = None,
     arrays: str | dict[str, Any] | None = None,
+    classes: int = ANY_CLASSES,
+    code: Sequence[Path] = (),
 ) -> config.Network:
     """Writes out what a definition leaves open, after replacing what the caller names.
 
     Tiles without a scheme mean `random`; a scheme without tiles means balanced tiles.
+
+    Args:
+        definition: what to begin with.
+        shape: (C, H, W) of an image.
+        scheme: in place of the definition's, as are the next three.
+        tiles: likewise.
+        pool: likewise.
+        arrays: likewise.
+        classes: number of classes; tiles do not depend on it.
+        code: Python files whose code may be run, for networks that are written in them.
 
     Raises:
         ConfigError: the layers do not fit the images, or the tiles do not fit the layers.
@@ -119,13 +160,9 @@ def resolve(
     values = {**definition.model_dump(), **changes}
     definition = config.validate(config.Network, values, f"network '{definition.name}'")
     arrays_of(definition.arrays)
-    patches = patches_per_layer(definition, shape)
+    patches = patches_per_layer(definition, shape, classes, code)
     if definition.tiles is None:
-        balanced = tuple(count // min(patches) for count in patches)
-        if scheme_named(definition.scheme).square:
-            balanced = tuple(int(count**0.5) ** 2 for count in balanced)
-        untiled = definition.scheme == "none"
-        definition = definition.model_copy(update={"tiles": (1,) * len(patches) if untiled else balanced})
+        definition = definition.model_copy(update={"tiles": balanced_tiles(patches, definition.scheme)})
     assert definition.tiles is not None
     if len(definition.tiles) != len(patches):
         raise ConfigError(
@@ -147,12 +184,28 @@ def resolve(
     return definition
 
 
-def patches_per_layer(definition: config.Network, shape: tuple[int, int, int]) -> list[int]:
-    """n_p of each convolution, for images of a shape (C, H, W).
+def patches_per_layer(
+    definition: config.Network, shape: tuple[int, int, int], classes: int = ANY_CLASSES, code: Sequence[Path] = ()
+) -> list[int]:
+    """n_p of each convolution, for images of a shape (C, H, W); of a network written in Python where it is above 1.
+
+    Args:
+        definition: of the network.
+        shape: (C, H, W) of an image.
+        classes: number of classes, on which patches do not depend.
+        code: Python files whose code may be run, for networks that are written in them.
 
     Raises:
         ConfigError: the images are too small for the layers, or a convolution comes after a linear layer.
     """
+    if definition.module is not None:
+        found = convolutions_of(definition.module, shape, classes, code)
+        if not found:
+            raise ConfigError(
+                f"network '{definition.name}' has no convolution of more than one patch",
+                hint="take a convolutional network, or larger images",
+            )
+        return list(found.values())
     _, height, width = shape
     patches: list[int] = []
     flat = False
@@ -179,13 +232,16 @@ def patches_per_layer(definition: config.Network, shape: tuple[int, int, int]) -
     return patches
 
 
-def fewest_numbers(definition: config.Network, shape: tuple[int, int, int], classes: int) -> int:
-    """How many weights and constants a network has at least, told without building it.
+def fewest_numbers(
+    definition: config.Network, shape: tuple[int, int, int], classes: int, code: Sequence[Path] = ()
+) -> int:
+    """How many weights and constants a network has at least, told without building it, or its tiles.
 
     Args:
         definition: resolved, or with one tile for each convolution.
         shape: (C, H, W) of an image.
         classes: number of classes.
+        code: Python files whose code may be run, for networks that are written in them.
 
     Raises:
         ConfigError: the definition does not fit the images.
@@ -194,6 +250,12 @@ def fewest_numbers(definition: config.Network, shape: tuple[int, int, int], clas
     count = channels * height * width if definition.normalization == "mean-image" else 0
     matrices = scheme_named(definition.scheme).matrices
     tiles = iter(definition.tiles or ())
+    if definition.module is not None:
+        found = modules.traced(definition.module, shape, classes, tuple(code))
+        # Those of its tiles are most of them, and decide how large it is.
+        for number, one in zip(tiles, (one for one in found.layers if one.out[-2] * one.out[-1] > 1), strict=False):
+            count += matrices(number) * sum(parameter.numel() for parameter in one.layer.parameters())
+        return count
     for layer in definition.layers:
         if isinstance(layer, config.Conv):
             count += matrices(next(tiles, 1)) * channels * layer.channels * layer.kernel**2
@@ -218,6 +280,63 @@ def parameter_count(network: nn.Module, *, convolutions_only: bool = False) -> i
         elif isinstance(layer, kinds) and not isinstance(layer, (PulsedMatrices, AwareMatrices)):
             count += sum(parameter.numel() for parameter in layer.parameters(recurse=False))
     return count
+
+
+def convolutions_of(
+    module: config.Module, shape: tuple[int, int, int], classes: int, code: Sequence[Path]
+) -> dict[str, int]:
+    """n_p of the convolutions that have tiles, by their names and in the order in which they compute."""
+    found = modules.traced(module, shape, classes, tuple(code))
+    patches = {one.name: one.out[-2] * one.out[-1] for one in found.layers}
+    return {name: count for name, count in patches.items() if count > 1}
+
+
+def _around(
+    definition: config.Network,
+    shape: tuple[int, int, int],
+    classes: int,
+    seed: int,
+    statistics: Statistics | None,
+    code: Sequence[Path],
+    weights: Mapping[str, Tensor] | None,
+) -> Network:
+    """The network around one that is written in Python, which draws its own weights."""
+    assert definition.module is not None
+    torch.manual_seed(generator(Purpose.INITIALISATION, seed).initial_seed())
+    body = modules.make(definition.module, classes, code)
+    network = Network(definition, shape, classes)
+    network.add_module("normalize", _normalization(definition, shape, statistics))
+    if weights is not None:
+        network.anew = modules.take(body, weights)
+    arrays = arrays_of(definition.arrays)
+    if definition.scheme != "none" or arrays is not None:
+        names = convolutions_of(definition.module, shape, classes, code)
+        tiles = dict(zip(names, definition.tiles or (), strict=True))
+        body = convert(body, tiles=tiles, scheme=definition.scheme, arrays=arrays)
+    network.add_module("body", body)
+    if weights is None:
+        _draw_apart(body, seed)
+    _key(network, seed)
+    return network
+
+
+def _draw_apart(body: nn.Module, seed: int) -> None:
+    """Gives the further tiles of each layer the numbers of the first in an order of their own.
+
+    However the network draws its weights, as long as those of a layer are drawn alike, a tile is so as probable as any
+    other draw, and independent of the first but for having the same numbers.
+    """
+    layers = [layer for layer in body.modules() if isinstance(layer, TiledConv2d)]
+    for index, layer in enumerate(layers):
+        source = generator(Purpose.INITIALISATION, seed, layer=1 + index)
+        weight, bias = layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone()
+        for tile in range(1, len(weight)):
+            for numbers in (weight, bias):
+                if numbers is not None:
+                    order = torch.randperm(numbers[0].numel(), generator=source)
+                    numbers[tile] = numbers[0].flatten()[order].view(numbers[0].shape)
+        if len(weight) > 1:
+            layer.set_weights(weight, bias, source)
 
 
 def _assembled(
@@ -293,6 +412,14 @@ def _normalization(definition: config.Network, shape: tuple[int, int, int], stat
             # A channel that is the same everywhere is only shifted.
             std = torch.where(statistics.std > 0, statistics.std, 1)
             return Normalize(statistics.mean.view(-1, 1, 1), std.view(-1, 1, 1))
+        case "imagenet":
+            if channels != len(_IMAGENET_MEAN):
+                raise ConfigError(
+                    f"normalization: 'imagenet' is for images of 3 channels, these have {channels}",
+                    hint="take mean-std: --set network.normalization=mean-std",
+                )
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+            return Normalize(mean, std)
         case "mean-image":
             return Normalize(torch.zeros(shape) if statistics is None else statistics.mean_image, one)
         case _:
@@ -312,6 +439,11 @@ def _initialise(network: Network, seed: int) -> None:
             layer.weight.uniform_(-bound, bound, generator=source)
             if layer.bias is not None:
                 layer.bias.uniform_(-bound, bound, generator=source)
+    _key(network, seed)
+
+
+def _key(network: Network, seed: int) -> None:
+    """Numbers the layers that make random choices, and gives them the seed."""
     number_layers(network)
     for keyed in keyed_layers(network):
         keyed.seed.fill_(seed)

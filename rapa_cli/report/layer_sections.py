@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rapa_cli.analysis.analog_time import acceleration, acceleration_sequential, layer_costs, layers_of
+from rapa_cli.analysis.analog_time import acceleration, acceleration_sequential
+from rapa_cli.analysis.modules import layers_of_network, network_costs
 from rapa_cli.analysis.similarity import similarity
 from rapa_cli.keyed import draws
 from rapa_cli.report import layer_figures, run_figures
@@ -21,7 +22,7 @@ def assignments(named: Named) -> Section:
     """Which tile computes which pixel, for each tiling."""
     by_tiling: dict[str, Run] = {}
     for _, run in named:
-        if any(isinstance(layer, TiledConv2d) and layer.tiles > 1 for layer in run.network):
+        if any(isinstance(layer, TiledConv2d) and layer.tiles > 1 for layer in run.network.modules()):
             by_tiling.setdefault(run.tiling, run)
     pictures: list[Block] = []
     for tiling, run in by_tiling.items():
@@ -49,11 +50,10 @@ def _panels(run: Run) -> list[layer_figures.Assigned]:
     """Assignments of the tiled layers for an image, and where images differ those of the first layer for another."""
     scheme = run.definition.scheme
     panels: list[layer_figures.Assigned] = []
-    convolutions, _ = layers_of(run.definition, run.network.shape)
     images = torch.arange(2)
     stream = "train" if scheme == "perforated" else "test"
-    for shape in convolutions:
-        layer = getattr(run.network, shape.name)
+    for shape in layers_of_network(run.network).convolutions:
+        layer = run.network.get_submodule(shape.name)
         if not isinstance(layer, TiledConv2d) or layer.tiles == 1:
             continue
         # A perforated layer leaves out pixels in training only.
@@ -121,7 +121,7 @@ def analog_time(named: Named) -> Section:
     found: dict[str, dict[str, int]] = {}
     gains = []
     for name, run in named:
-        costs = layer_costs(run.definition, run.network.shape)
+        costs = network_costs(run.network)
         rows += [
             [
                 name,
@@ -173,7 +173,7 @@ def analog_time(named: Named) -> Section:
 def _kernels(run: Run) -> dict[str, Tensor]:
     """Kernels (tiles, out, in, kh, kw) of each convolution."""
     found: dict[str, Tensor] = {}
-    for name, layer in run.network.named_children():
+    for name, layer in run.network.named_modules():
         if isinstance(layer, TiledConv2d):
             found[name] = layer.weight.detach()
         elif isinstance(layer, torch.nn.Conv2d):

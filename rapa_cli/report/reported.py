@@ -73,12 +73,13 @@ class Run:
         return f"{self.definition.scheme}{tiles}"
 
 
-def read(folder: Path, *, best: bool = False) -> Run:
+def read(folder: Path, *, best: bool = False, code: Sequence[Path] = ()) -> Run:
     """Reads a run folder.
 
     Args:
         folder: of the run.
         best: whether its checkpoint with the lowest test error is meant instead of the last.
+        code: Python files whose code may be run, for a network that is written in one.
 
     Raises:
         FileError: there is no run in it, it has no checkpoint yet, or a file is damaged.
@@ -93,7 +94,7 @@ def read(folder: Path, *, best: bool = False) -> Run:
         digest(path),
         manifest,
         saved.description,
-        checkpoint.restore(saved, path).eval(),
+        checkpoint.restore(saved, path, code).eval(),
         runs.read_metrics(folder),
         runs.read_timing(folder),
     )

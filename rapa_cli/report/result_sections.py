@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rapa_cli.analog.specification import label
-from rapa_cli.analysis.analog_time import acceleration, layer_costs
+from rapa_cli.analysis.analog_time import acceleration
+from rapa_cli.analysis.modules import network_costs
 from rapa_cli.errors import commas
 from rapa_cli.layers.network import parameter_count
 from rapa_cli.report import run_figures
@@ -99,7 +100,7 @@ def summary(named: Named) -> Section:
                     run.manifest.data,
                     run.definition.scheme,
                     commas(run.definition.tiles or ()),
-                    run.definition.pool,
+                    run.definition.pool if run.definition.module is None else "its own",
                     label(run.definition.arrays),
                     f"{parameter_count(run.network):,}",
                     f"{parameter_count(run.network, convolutions_only=True):,}",
@@ -130,7 +131,7 @@ def _facts(run: Run) -> Iterable[Fact]:
         if point.accuracy is not None:
             note = f"accuracy of images right without noise, {curve.name}"
             yield Fact(f"Attacked, {HUMAN_DB:g} dB", f"{point.accuracy:.1f} %", note)
-    costs = layer_costs(run.definition, run.network.shape)
+    costs = network_costs(run.network)
     if acceleration(costs) > 1:
         before, after = max(cost.n_p for cost in costs), max(cost.array_cycles for cost in costs)
         note = f"{after:,} array operations for an image in place of {before:,}"

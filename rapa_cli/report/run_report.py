@@ -65,6 +65,13 @@ def _recipe(named: Named) -> Section:
             [f"Before them: {definition.normalization} normalisation. Pooling without a method is the network's."],
         )
         for definition in definitions.values()
+        if definition.module is None
+    ]
+    blocks += [
+        f"{definition.name} is written in Python, in {_source(definition.module)}. Before it: "
+        f"{definition.normalization} normalisation."
+        for definition in definitions.values()
+        if definition.module is not None
     ]
     blocks += [
         Code(f"arrays of {name}\n" + "\n".join(_lines(run.definition.arrays)))
@@ -72,6 +79,10 @@ def _recipe(named: Named) -> Section:
         if isinstance(run.definition.arrays, dict)
     ]
     return Section("Recipe", blocks)
+
+
+def _source(module: config.Module) -> str:
+    return "torchvision" if module.file is None else f"{module.file} with the SHA-256 {module.sha256}"
 
 
 def _repeat(named: Named, commands: Sequence[str]) -> Section:

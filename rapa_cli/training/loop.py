@@ -7,7 +7,7 @@ alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +22,8 @@ from rapa_cli.analysis.voting import vote_error
 from rapa_cli.checkpoint import Description, Progress
 from rapa_cli.data.augmentation import augment, pixels
 from rapa_cli.data.images import DataSet
-from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted
-from rapa_cli.keyed import draws
+from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted, RapaError
+from rapa_cli.keyed import draws, global_generator
 from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
 from rapa_cli.tiling.conv import TiledConv2d
@@ -34,6 +34,8 @@ from rapa_cli.training.stopping import StopRequest
 
 # What is proposed to somebody whose rate was far above what any training bears.
 _USUAL_RATE = 0.01
+# What somebody's code raises that is wrong; a RuntimeError may also tell of a lack of memory.
+_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
 # As many as `evaluate` takes.
 _TEST_BATCH = 200
 
@@ -219,11 +221,31 @@ class Training:
             pixels(images, device), ids, seed=seed, epoch=epoch, mirror=recipe.mirror, brightness=recipe.brightness
         )
         with draws(self.network, images=ids, seed=seed, draw=epoch, stream="train"):
-            logits = self.network(x)
+            logits = self.network(x) if self.network.definition.module is None else self._logits(x, ids)
         loss = nn.functional.cross_entropy(logits, labels)
         self.sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), (logits.detach().argmax(1) != labels).sum()
+
+    def _logits(self, x: Tensor, ids: Tensor) -> Tensor:
+        """What a network written in Python gives for a batch (B, C, H, W)."""
+        module = self.network.definition.module
+        assert module is not None
+        reason = None
+        try:
+            with global_generator(seed=self.manifest.seed, draw=self.progress.epoch, images=ids):
+                logits: Any = self.network(x)
+            if not isinstance(logits, Tensor):
+                reason = f"it gives {type(logits).__name__}, not a tensor"
+        except RapaError:
+            raise
+        except _MISTAKES as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if reason is not None:
+            raise ConfigError(
+                f"network '{module.name}' cannot be trained: {reason}", hint="does its forward differ in training?"
+            )
+        return logits  # type: ignore[no-any-return]
 
     def _test(self, stop: StopRequest, device: torch.device) -> Evaluation:
         """Classifies the test images; several processes share them."""
@@ -290,16 +312,53 @@ class Training:
         )
 
 
-def untrained(manifest: runs.Manifest, data: DataSet, device: torch.device, team: Team = ALONE) -> Network:
+def untrained(
+    manifest: runs.Manifest,
+    data: DataSet,
+    device: torch.device,
+    team: Team = ALONE,
+    *,
+    code: Sequence[Path] = (),
+    weights: Mapping[str, Tensor] | None = None,
+) -> Network:
     """The network that a run starts from, the same in all processes.
+
+    Args:
+        manifest: what the run is asked to do.
+        data: the images.
+        device: where it computes.
+        team: the processes that train it.
+        code: Python files whose code may be run, for a network that is written in one.
+        weights: for `build`, to begin with.
 
     Raises:
         ConfigError: the network does not fit the images, or cannot be trained by several processes.
+        FileError: a Python file is another one, or the weights are those of another network.
     """
     statistics = Statistics(data.mean, data.std, data.mean_image)
-    network = build(manifest.network, data.shape, len(data.classes), seed=manifest.seed, statistics=statistics)
+    network = build(
+        manifest.network,
+        data.shape,
+        len(data.classes),
+        seed=manifest.seed,
+        statistics=statistics,
+        code=code,
+        weights=weights,
+    )
     team.accept(network, manifest.recipe.batch_size, data)
+    _check_batches(network, manifest.recipe.batch_size, len(data.train))
     return network.to(device)
+
+
+def _check_batches(network: nn.Module, size: int, images: int) -> None:
+    """Raises ConfigError where a batch of one image would be normalised by itself."""
+    single = size == 1 or images % size == 1
+    norms = [name for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if single and norms:
+        raise ConfigError(
+            f"--batch-size {size}: of {images} images the last batch has one, too few for layer '{norms[0]}'",
+            hint="take another batch size",
+        )
 
 
 def begin(folder: Path, manifest: runs.Manifest, data: DataSet, network: Network, team: Team = ALONE) -> Training:
@@ -309,10 +368,26 @@ def begin(folder: Path, manifest: runs.Manifest, data: DataSet, network: Network
     return Training(folder, manifest, data, network, optimizer(network, manifest.recipe), team)
 
 
-def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.device, team: Team = ALONE) -> Training:
+def resume(
+    folder: Path,
+    manifest: runs.Manifest,
+    data: DataSet,
+    device: torch.device,
+    team: Team = ALONE,
+    *,
+    code: Sequence[Path] = (),
+) -> Training:
     """Goes on with a run from its last checkpoint, or from the beginning where it has none.
 
     The number of processes may be another one than before. The first reads the run folder, the others need not see it.
+
+    Args:
+        folder: of the run.
+        manifest: what it was asked to do.
+        data: the images.
+        device: where it computes.
+        team: the processes that train it.
+        code: Python files whose code may be run, for a network that is written in one.
 
     Raises:
         FileError: the checkpoint is damaged or of another network.
@@ -321,8 +396,13 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
     """
     path = folder / runs.LAST
     saved = team.from_first(lambda: checkpoint.read(path) if path.exists() else None)
+    if saved is None and runs.WEIGHTS in manifest.provenance:
+        raise FileError(
+            f"the run in {folder} was stopped before it had kept the weights that it began with",
+            hint="begin it anew, with --weights and another --out",
+        )
     if saved is None:
-        return begin(folder, manifest, data, untrained(manifest, data, device, team), team)
+        return begin(folder, manifest, data, untrained(manifest, data, device, team, code=code), team)
     if saved.description.network != manifest.network or saved.description.progress is None:
         raise FileError(f"checkpoint {path} does not belong to the run in {folder}", hint="was it copied there?")
     if saved.description.shape != data.shape or saved.description.classes != data.classes:
@@ -337,7 +417,7 @@ def resume(folder: Path, manifest: runs.Manifest, data: DataSet, device: torch.d
             f"--epochs {manifest.recipe.epochs}: the run in {folder} is in epoch {begun} already",
             hint=f"allowed are {begun} and more; for fewer begin a new run with --out",
         )
-    network = checkpoint.restore(saved, path).to(device)
+    network = checkpoint.restore(saved, path, code).to(device)
     team.accept(network, manifest.recipe.batch_size, data)
     sgd = optimizer(network, manifest.recipe)
     for name, parameter in network.named_parameters():

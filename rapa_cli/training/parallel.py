@@ -134,10 +134,11 @@ class Team:
         for name, matrices in network.named_modules():
             reason = _needs_whole_batches(matrices)
             if reason:
-                layer = name.partition(".")[0]
+                on_arrays = isinstance(matrices, PulsedMatrices | AwareMatrices)
+                layer = name.rpartition(".")[0] if on_arrays else name
                 raise ConfigError(
                     f"layer '{layer}' cannot be trained by several processes: {reason}",
-                    hint="train with one process, or on other arrays",
+                    hint="train with one process" + (", or on other arrays" if on_arrays else ""),
                 )
         constants = [values.tolist() for values in (data.mean, data.std)]
         found = self._gathered((data.shape, data.classes, len(data.train), len(data.test), constants))
@@ -322,6 +323,10 @@ def joined() -> Iterator[Team]:
 
 def _needs_whole_batches(module: nn.Module) -> str | None:
     """Why the parts of a batch cannot be computed apart; None where they can."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "it normalises by means over whole batches"
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return "it draws what it drops for whole batches"
     if isinstance(module, PulsedMatrices):
         return "its arrays learn by pulses, which are made from all vectors of a batch"
     if not isinstance(module, AwareMatrices):

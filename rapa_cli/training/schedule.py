@@ -41,6 +41,15 @@ def set_rate(sgd: torch.optim.Optimizer, value: float) -> None:
 
 
 def _parameters(network: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, float, float]]:
+    """Each parameter once, also where layers share it, with its scale and its decay."""
+    seen: set[nn.Parameter] = set()
+    for parameter, scale, decay in _of_layers(network, recipe):
+        if parameter not in seen:
+            yield parameter, scale, decay
+        seen.add(parameter)
+
+
+def _of_layers(network: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, float, float]]:
     for layer in network.modules():
         tiled = isinstance(layer, TiledConv2d) and recipe.lr_scaling == "linear"
         scale = float(layer.tiles) if tiled else 1.0  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from rapa_cli.analysis.analog_time import (
     widened_linear,
 )
 from rapa_cli.analysis.hardware import SOURCES, Hardware
-from rapa_cli.analysis.modules import layers_of_module, torchvision_layers
+from rapa_cli.analysis.modules import layers_of_module
 from rapa_cli.analysis.planning import find, plan, tiles_for_arrays
 from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.layers.network import build, patches_per_layer, resolve
@@ -327,7 +327,7 @@ def test_widened_layers_are_those_of_the_wider_network() -> None:
 
 
 def test_depthwise_convolutions_stay_depthwise() -> None:
-    found = widened(torchvision_layers("mobilenet_v2").convolutions, 2, 5)
+    found = widened(find("torchvision:mobilenet_v2").convolutions, 2, 5)
     depthwise = [one for one in found if one.groups > 1]
     assert depthwise
     assert all(one.groups == one.c_in == one.c_out and one.k == 25 for one in depthwise)
@@ -403,7 +403,7 @@ def test_modules_that_cannot_be_planned(network: nn.Module, message: str) -> Non
     ["resnet18", "resnext50_32x4d", "mobilenet_v2", "vgg11", "convnext_tiny", "efficientnet_b0", "regnet_y_400mf"],
 )
 def test_networks_of_torchvision_against_what_it_says_of_them(name: str) -> None:
-    found = torchvision_layers(name)
+    found = find(f"torchvision:{name}")
     both = [*costs(found.convolutions, [1] * len(found.convolutions)), *costs(found.linear, [1] * len(found.linear))]
     said = models.get_model_weights(name).DEFAULT.meta
     # What it calls GFLOPS are multiply-adds.
@@ -414,7 +414,7 @@ def test_networks_of_torchvision_against_what_it_says_of_them(name: str) -> None
 
 
 def test_what_lies_elsewhere_is_told() -> None:
-    assert torchvision_layers("vit_b_16").elsewhere == pytest.approx(0.33, abs=0.01)
+    assert find("torchvision:vit_b_16").elsewhere == pytest.approx(0.33, abs=0.01)
 
 
 def test_names() -> None:
