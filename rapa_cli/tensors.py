@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -30,3 +32,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except Exception as error:  # Types that torch does not know raise errors of many kinds.
         raise ValueError(str(error)) from error
+
+
+def size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that holds tensors and metadata, but for a few: what writing it takes."""
+    ends = sum(tensor.nbytes for tensor in tensors.values())
+    entries = {name: {"dtype": "F32", "shape": [*t.shape], "data_offsets": [ends, ends]} for name, t in tensors.items()}
+    return 8 + len(json.dumps({"__metadata__": dict(metadata), **entries}, separators=(",", ":"))) + ends

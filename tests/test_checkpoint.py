@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rapa_cli import checkpoint
+from rapa_cli import checkpoint, tensors
 from rapa_cli.checkpoint import Description, Progress
 from rapa_cli.errors import FileError
 from rapa_cli.keyed import draws
@@ -96,6 +96,14 @@ def test_round_trip(path: Path, network: Network) -> None:
         assert all(
             torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype for name, tensor in expected.items()
         )
+
+
+def test_the_size_that_is_told_is_that_of_the_file(path: Path, network: Network) -> None:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    found = checkpoint.read(path)
+    held = {**found.state, **{checkpoint.OPTIMIZER + name: value for name, value in found.optimizer.items()}}
+    assert abs(tensors.size(held, metadata) - path.stat().st_size) < 16 * len(held) + 8
 
 
 def test_tensors_are_written_whatever_their_strides(tmp_path: Path, network: Network) -> None:

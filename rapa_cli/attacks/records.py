@@ -292,19 +292,6 @@ def check_same(records: Records, settings: Settings) -> None:
         )
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        FileError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}", hint="is the file still there?") from None
-
-
 def digest_images(images: Tensor, labels: Tensor) -> str:
     """SHA-256 of images uint8 (N, C, H, W) and labels int64 (N,)."""
     found = hashlib.sha256(images.contiguous().numpy().tobytes())
@@ -353,7 +340,7 @@ def _digest(values: Mapping[str, Tensor]) -> str:
 
 
 def _write(path: Path, values: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    with atomic(path, sum(tensor.nbytes for tensor in values.values())) as temporary:
+    with atomic(path, tensors.size(values, metadata)) as temporary:
         try:
             save_file(values, temporary, metadata)
         except SafetensorError as error:

@@ -159,7 +159,7 @@ def fingerprints(train: Split, test: Split) -> dict[str, str]:
 
 def _save(path: Path, arrays: dict[str, Tensor], document: dict[str, Any]) -> None:
     metadata = {_METADATA_KEY: json.dumps(document, ensure_ascii=False)}
-    with atomic(path, sum(array.nbytes for array in arrays.values())) as temporary:
+    with atomic(path, tensors.size(arrays, metadata)) as temporary:
         try:
             save_file({name: array.contiguous() for name, array in arrays.items()}, temporary, metadata=metadata)
         except SafetensorError as error:
