@@ -100,7 +100,7 @@ def save(path: Path, description: Description, state: Mapping[str, Tensor], opti
             plain[name] = plain[name].clone()
         places.add(plain[name].data_ptr())
     document = json.dumps(description.model_dump(mode="json"))
-    with atomic(path, sum(tensor.nbytes for tensor in plain.values()) + len(document)) as temporary:
+    with atomic(path, tensors.size(plain, {_KEY: document})) as temporary:
         try:
             save_file(plain, temporary, {_KEY: document})
         except SafetensorError as error:
