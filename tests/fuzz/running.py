@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -55,6 +56,8 @@ def _in_child(seed: int, batch: Sequence[int]) -> Iterator[Outcome | str]:
             with os.fdopen(writing, "w", encoding="utf-8") as pipe:
                 _child(seed, batch, pipe)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(writing)

@@ -1,0 +1,131 @@
+"""Trainings that are killed again and again, and gone on with until they are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rapa_cli import checkpoint, runs
+from tests.soak.launcher import Ended, Launcher
+from tests.training import tiny
+
+SIGKILL = -9
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "random": ("--scheme", "random", "--tiles", "4,2"),
+    "random-fixed": ("--scheme", "random-fixed", "--tiles", "4,2"),
+    "perforated": ("--scheme", "perforated", "--tiles", "2,2"),
+    "random on arrays": ("--scheme", "random", "--tiles", "4,2", "--arrays", "Idealized"),
+    "random-fixed on arrays": ("--scheme", "random-fixed", "--tiles", "4,2", "--arrays", "Idealized"),
+    "perforated on arrays": ("--scheme", "perforated", "--tiles", "2,2", "--arrays", "Idealized"),
+}
+_TOML = "".join(
+    "[[layers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in layer.items()) for layer in tiny.LAYERS
+)
+# With momentum, a falling rate, mirrored images of another brightness and stochastic pooling, so that all is at stake
+# that a run has to remember.
+_CHANGES = {"momentum": 0.9, "step_epochs": 2, "step_factor": 0.5, "brightness": 0.2}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed: after some seconds, or in place of a renaming."""
+
+    seconds: float | None = None
+    rename: int | None = None
+
+
+@dataclass
+class Tally:
+    """What a run went through.
+
+    Attributes:
+        kills: how often it was killed.
+        renaming: of these in place of a renaming.
+        early: of these before there was a checkpoint.
+        resumed: how often it was gone on with.
+    """
+
+    kills: int = 0
+    renaming: int = 0
+    early: int = 0
+    resumed: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Adds what another run went through."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def prepare(folder: Path, launcher: Launcher, *, train: int = 60, test: int = 30) -> None:
+    """Puts a data set and a network into a folder."""
+    tiny.write_arrays(folder / "arrays", train=train, test=test)
+    (folder / "tiny.toml").write_text(_TOML, encoding="utf-8")
+    done(launcher.run(["data", "get", "mini", "--from", "arrays"]))
+
+
+def done(ended: Ended) -> Ended:
+    """Raises AssertionError unless a process has ended well."""
+    assert ended.code == 0, (ended.code, ended.messages[-2000:])
+    return ended
+
+
+def words(name: str, epochs: int, *, seed: int = 3) -> list[str]:
+    """The command line of a training."""
+    settings = {**_CHANGES, "network.pool": "stochastic"}
+    changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    asked = ["train", "--network", "tiny.toml", "--data", "mini", "--batch-size", "7", "--lr", "0.05"]
+    return [*asked, *SETTINGS[name], *changes, "--epochs", str(epochs), "--seed", str(seed)]
+
+
+def killed_often(launcher: Launcher, folder: Path, run: str, begin: list[str], kills: Iterable[Kill]) -> Tally:
+    """Begins a run and goes on with it, killed whenever `kills` says; whatever is there after a kill must be whole."""
+    tally = Tally()
+    for kill in kills:
+        command, resumed = _next(folder, run, begin)
+        ended = launcher.run(command, seconds=kill.seconds, rename=kill.rename)
+        if ended.code != SIGKILL:
+            done(ended)
+            break
+        tally.kills += 1
+        tally.resumed += resumed
+        tally.renaming += kill.rename is not None and ended.lingered is None
+        tally.early += not (folder / run / runs.LAST).exists()
+        for name in (runs.LAST, runs.BEST):
+            if (folder / run / name).exists():
+                checkpoint.load(folder / run / name)
+    return tally
+
+
+def finish(launcher: Launcher, folder: Path, run: str, begin: list[str], *more: str) -> None:
+    """Goes on with a run in peace; nothing half-written may be left in its folder then."""
+    done(launcher.run([*_next(folder, run, begin)[0], *more]))
+    left = list((folder / run).rglob("*.tmp"))
+    assert not left, f"left behind: {left}"
+
+
+def _next(folder: Path, run: str, begin: list[str]) -> tuple[list[str], bool]:
+    """The command that begins a run or goes on with it, and whether it is the latter."""
+    began = (folder / run / runs.MANIFEST).exists()
+    return (["train", "--resume", run] if began else [*begin, "--out", run]), began
+
+
+def same(one: Path, other: Path) -> None:
+    """Raises AssertionError unless weights, optimizer, progress and metrics of two runs agree to the last bit."""
+    for name in (runs.LAST, runs.BEST):
+        first, second = checkpoint.read(one / name), checkpoint.read(other / name)
+        for tensors, others in ((first.state, second.state), (first.optimizer, second.optimizer)):
+            assert list(tensors) == list(others), name
+            assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items()), name
+        # Except for the time that it took.
+        assert _progress(first) == _progress(second), name
+    for name in ("metrics.csv", "metrics.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def _progress(found: checkpoint.Checkpoint) -> object:
+    assert found.description.progress is not None
+    return found.description.progress.model_copy(update={"seconds": 0.0})

@@ -1,0 +1,94 @@
+"""Imports torch once, then forks a process for each command line: `python -m tests.soak.server`.
+
+A line of JSON on standard input is a command; a line on standard output says how it ended. A command whose `rename` is
+n is killed by SIGKILL in place of its n-th renaming, when a temporary file is whole and not yet in its place; one with
+`seconds` gets the signal `number` when that time is over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+import torch._dynamo  # what an optimizer imports
+
+import rapa_cli.commands.session
+import rapa_cli.experiments.child
+import rapa_cli.report.figures
+import rapa_cli.training.loop
+import rapa_cli.training.parallel  # noqa: F401 - imported once, for all of them
+from rapa_cli import app
+
+
+def main() -> None:
+    """Serves until standard input ends."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _become(asked)
+        signalled = _wait(child, asked["seconds"], asked["number"])
+        _, status, usage = os.wait4(child, 0)
+        answer = {
+            "code": os.waitstatus_to_exitcode(status),
+            "lingered": None if signalled is None else time.monotonic() - signalled,
+            "kib": usage.ru_maxrss,
+        }
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _wait(child: int, seconds: float | None, number: int) -> float | None:
+    """Sends a process a signal when its time is over; says when that was, if it was."""
+    handle = os.pidfd_open(child)
+    try:
+        ended, _, _ = select.select([handle], [], [], seconds)
+        if ended:
+            return None
+        os.kill(child, number)
+        return time.monotonic()
+    finally:
+        os.close(handle)
+
+
+def _become(asked: dict[str, Any]) -> None:
+    """Runs `rapa` as its own process would, and ends."""
+    os.chdir(asked["folder"])
+    os.environ.update(asked["environment"])
+    nothing = os.open(os.devnull, os.O_RDWR)
+    messages = os.open(asked["messages"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    for number, handle in enumerate((nothing, nothing, messages)):
+        os.dup2(handle, number)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - until the end
+    torch.set_num_threads(1)
+    if asked["rename"] is not None:
+        _killed_in_place_of_renaming(asked["rename"])
+    sys.argv = ["rapa", *asked["words"]]
+    try:
+        app.main()
+    except SystemExit as error:
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error.code, int) else 1)
+    os._exit(1)
+
+
+def _killed_in_place_of_renaming(number: int) -> None:
+    renamed, count = os.replace, itertools.count(1)
+
+    def replace(*arguments: Any, **options: Any) -> None:
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        renamed(*arguments, **options)
+
+    os.replace = replace
+
+
+if __name__ == "__main__":
+    main()

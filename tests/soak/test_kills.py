@@ -1,0 +1,48 @@
+"""Kills at every renaming of a run, one after the other; the random ones are in `make soak`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rapa_cli import runs
+from tests.soak import kills
+from tests.soak.kills import Kill
+from tests.soak.launcher import Launcher
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def launcher(place: Path) -> Iterator[Launcher]:
+    with Launcher(place, place / "data") as launcher:
+        kills.prepare(place, launcher)
+        yield launcher
+
+
+@pytest.mark.parametrize("name", ["random", "perforated on arrays"])
+def test_killed_before_each_renaming(launcher: Launcher, place: Path, name: str) -> None:
+    begin, whole, parts = kills.words(name, epochs=2), f"{name} whole", f"{name} parts"
+    kills.done(launcher.run([*begin, "--out", whole]))
+    # The manifest, metrics twice, times, two checkpoints: the n-th process gets so far, and no farther.
+    tally = kills.killed_often(launcher, place, parts, begin, (Kill(rename=n) for n in (1, 2, 3, 4, 5, 6, 7)))
+    kills.finish(launcher, place, parts, begin)
+    assert tally.kills == tally.renaming >= 6
+    assert tally.early >= 4
+    kills.same(place / whole, place / parts)
+    # What is random afterwards is so in the same way.
+    for run in (whole, parts):
+        kills.done(launcher.run(["train", "--resume", run, "--epochs", "3"]))
+    kills.same(place / whole, place / parts)
+
+
+def test_a_kill_that_comes_too_late_changes_nothing(launcher: Launcher, place: Path) -> None:
+    begin = kills.words("random-fixed", epochs=1)
+    tally = kills.killed_often(launcher, place, "late", begin, [Kill(rename=10**6)])
+    assert tally.kills == 0
+    assert (place / "late" / runs.LAST).exists()
