@@ -64,8 +64,8 @@ def results(folder: Folder, name: str) -> Results:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_cell_is_filled(folder: Folder, name: str) -> None:
     measures = EXPERIMENTS[name].measures(SETTINGS, results(folder, name))
-    # Networks that were hardly trained reach no 19 %, have no wrong image, or tiles of one filter.
-    dispensable = ("epochs to", "of wrong images", "S of")
+    # Networks that were hardly trained reach no 19 %, have no wrong image, no gap to close, or tiles of one filter.
+    dispensable = ("epochs to", "of wrong images", "S of", "gap closed")
     for measure in measures:
         assert measure.mean is not None or measure.name.startswith(dispensable) or "wrong" in measure.name, measure
         assert all(math.isfinite(value) for value in measure.values)
