@@ -110,7 +110,7 @@ def dumped(value: Any) -> str:
     if isinstance(value, (dict, Pairs)):
         pairs = value.items() if isinstance(value, dict) else value
         return "{" + ", ".join(f"{json.dumps(key)}: {dumped(entry)}" for key, entry in pairs) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(dumped, value)) + "]"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**300:
         return "1" + "0" * 400
