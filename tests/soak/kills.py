@@ -27,7 +27,7 @@ _TOML = "".join(
 )
 # With momentum, a falling rate, mirrored images of another brightness and stochastic pooling, so that all is at stake
 # that a run has to remember.
-_CHANGES = {"momentum": 0.9, "step_epochs": 2, "step_factor": 0.5, "brightness": 0.2}
+_CHANGES = {"momentum": 0.9, "step_epochs": 2, "step_factor": 0.99, "brightness": 0.2}
 
 
 @dataclass(frozen=True)
