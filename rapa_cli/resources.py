@@ -24,7 +24,7 @@ def definition(kind: str, name: str) -> Path:
     Raises:
         FileError: there is no such file or name.
     """
-    if name.endswith(".toml") or "/" in name:
+    if is_path(name):
         path = Path(name)
         if not path.is_file():
             raise FileError(f"there is no file {path}", hint=f"{kind} of the package: {', '.join(names(kind))}")
@@ -33,6 +33,11 @@ def definition(kind: str, name: str) -> Path:
     if not path.is_file():
         raise FileError(f"there is no {kind[:-1]} '{name}'", hint=suggestion(name, names(kind)))
     return path
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a definition means the user's own file."""
+    return name.endswith(".toml") or "/" in name
 
 
 def names(kind: str) -> list[str]:

@@ -107,6 +107,7 @@ def reproduce(
     from rapa_cli.experiments.ray_engine import RayEngine
     from rapa_cli.experiments.settings import POOLS, SCHEMES, Settings
     from rapa_cli.files import held
+    from rapa_cli.resources import is_path
 
     if engine not in _ENGINES:
         raise ConfigError(f"--engine: there is no '{engine}'", hint=suggestion(engine, _ENGINES))
@@ -118,7 +119,8 @@ def reproduce(
         seeds=seeds,
         data=default.data if data is None else _listed(data, "--data", None),
         images=images,
-        recipe=recipe,
+        # Jobs run in the folder, where the path would mean another file.
+        recipe=str(Path(recipe).absolute()) if is_path(recipe) else recipe,
         changes=tuple(settings or ()),
         schemes=SCHEMES if schemes is None else _listed(schemes, "--schemes", SCHEMES),
         pools=POOLS if pools is None else _listed(pools, "--pools", POOLS),
@@ -127,6 +129,7 @@ def reproduce(
     experiments, folder = catalog.named(tuple(names)), Folder(out)
     # A wrong recipe is found here, and not by each job.
     planned = [job for experiment in experiments.values() for job in experiment.jobs(wanted)]
+    running.check_recipes(folder, planned)
     if not (plan or report_only or json):
         console.note(f"folder {out}")
     outcome = running.Outcome()

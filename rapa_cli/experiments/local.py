@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -58,6 +59,7 @@ class LocalEngine:
                     process = subprocess.Popen(
                         [sys.executable, "-m", "rapa_cli.experiments.child", *words],
                         cwd=self._folder.path,
+                        env=_environment(),
                         # Its end tells the job that this process is gone.
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
@@ -94,6 +96,14 @@ class LocalEngine:
 
     def close(self) -> None:
         """Nothing is left to end."""
+
+
+def _environment() -> dict[str, str]:
+    """The variables of a job: the folder of data sets may be given from where this process is."""
+    own = dict(os.environ)
+    if own.get("RAPA_DATA_DIR"):
+        own["RAPA_DATA_DIR"] = str(Path(own["RAPA_DATA_DIR"]).expanduser().absolute())
+    return own
 
 
 def ended(code: int, seconds: float, output: bytes, log: Path) -> Ended:

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rapa_cli.config import Network, Recipe, load_network, load_recipe, override
+from rapa_cli.config import Network, load_network
 from rapa_cli.data.catalog import open_data
 from rapa_cli.errors import RapaError
 from rapa_cli.experiments.jobs import Job, with_needs
+from rapa_cli.experiments.settings import recipe_asked
 from rapa_cli.keyed import draws
 from rapa_cli.layers.network import Statistics, build, resolve
 from rapa_cli.training.schedule import optimizer
@@ -108,10 +109,10 @@ def estimates(
 def _estimate(job: Job, run: Job, speed: _Speed, data: _Data) -> Estimate:
     images = min(int(job.option("--images") or data.test), data.test)
     if job.trains:
-        epochs = _recipe(job).epochs
-        seconds = epochs * (data.train / speed.train + data.test / speed.test * _recipe(job).test_votes)
+        epochs = recipe_asked(job).epochs
+        seconds = epochs * (data.train / speed.train + data.test / speed.test * recipe_asked(job).test_votes)
         # Weights in last and best, momentum in last.
-        return Estimate(_START_SECONDS + seconds, 2 * speed.size + (speed.size if _recipe(job).momentum else 0))
+        return Estimate(_START_SECONDS + seconds, 2 * speed.size + (speed.size if recipe_asked(job).momentum else 0))
     levels = len((job.option("--snr") or job.option("--confidence") or "").split(","))
     passes = {
         "vote": int(job.option("-n") or 0),
@@ -123,7 +124,7 @@ def _estimate(job: Job, run: Job, speed: _Speed, data: _Data) -> Estimate:
 
 
 def _speed(job: Job, data: _Data, device: torch.device) -> _Speed:
-    definition, recipe = _network(job, data), _recipe(job)
+    definition, recipe = _network(job, data), recipe_asked(job)
     ones = torch.ones(data.shape[0])
     statistics = Statistics(ones, ones, torch.zeros(data.shape))
     network = build(definition, data.shape, data.classes, seed=0, statistics=statistics).to(device)
@@ -163,13 +164,6 @@ def _network(job: Job, data: _Data) -> Network:
     tiles = tuple(int(count) for count in (job.option("--tiles") or "1").split(","))
     definition = load_network(job.option("--network") or "full")
     return resolve(definition, data.shape, scheme=job.option("--scheme"), tiles=tiles, pool=job.option("--pool"))
-
-
-def _recipe(job: Job) -> Recipe:
-    changes = [word for number, word in enumerate(job.words) if number and job.words[number - 1] == "--set"]
-    recipe = load_recipe(job.option("--recipe") or "short", job.option("--scheme") or "none")
-    recipe = override(load_network(job.option("--network") or "full"), recipe, changes)[1]
-    return recipe.model_copy(update={"epochs": int(job.option("--epochs") or recipe.epochs)})
 
 
 def _network_words(job: Job) -> tuple[str | None, ...]:

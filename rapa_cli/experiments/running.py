@@ -7,7 +7,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.experiments.jobs import Ended, Folder, Job, with_needs
+from rapa_cli.experiments.settings import recipe_asked
+from rapa_cli.resources import is_path
+from rapa_cli.runs import read_manifest
 from rapa_cli.training.stopping import StopRequest
 
 # How often progress is looked at while jobs run.
@@ -68,6 +72,34 @@ def left(folder: Folder, jobs: Sequence[Job]) -> list[Job]:
         FileError: a result is damaged.
     """
     return [job for job in with_needs(jobs) if folder.result(job) is None]
+
+
+def check_recipes(folder: Folder, jobs: Sequence[Job]) -> None:
+    """Refuses a recipe file that is another than it was: a job's name says which file, and not what was in it.
+
+    Args:
+        folder: with trainings that have begun.
+        jobs: the plan; those that it needs are checked as well.
+
+    Raises:
+        ConfigError: a training began with other keys.
+    """
+    for job in with_needs(jobs):
+        name = job.option("--recipe") or ""
+        if not job.trains or not is_path(name):
+            continue
+        try:
+            begun = read_manifest(folder.path / job.run).recipe.model_dump(exclude={"description"})
+        except FileError:
+            # Not begun, or damaged: the training itself will say so.
+            continue
+        wanted = recipe_asked(job).model_dump(exclude={"description"})
+        changed = [f"{key} was {begun[key]}, is {wanted[key]}" for key in wanted if wanted[key] != begun[key]]
+        if changed:
+            raise ConfigError(
+                f"{name} has changed since {folder.path / job.run} was trained with it: {', '.join(changed)}",
+                hint="choose another folder with --out, or give the changed recipe a name of its own",
+            )
 
 
 def run(folder: Folder, jobs: Sequence[Job], engine: Engine, watcher: Watcher, stop: StopRequest) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rapa_cli.config import Recipe
+from rapa_cli.config import Recipe, load_network, load_recipe, override
 from rapa_cli.experiments.jobs import Job
 from rapa_cli.experiments.measures import paper
 
@@ -17,6 +17,19 @@ LARGE = (128, 32, 8)
 VOTES, LARGE_VOTES = 5, 9
 SNR = "60,50,45,40,36,33,30,25,20"
 HUMAN_SNR = "33"
+
+
+def recipe_asked(job: Job) -> Recipe:
+    """The recipe that the words of a training ask for.
+
+    Raises:
+        ConfigError: it or a change is wrong.
+        FileError: there is none of this name.
+    """
+    changes = [word for number, word in enumerate(job.words) if number and job.words[number - 1] == "--set"]
+    recipe = load_recipe(job.option("--recipe") or "short", job.option("--scheme") or "none")
+    recipe = override(load_network(job.option("--network") or "full"), recipe, changes)[1]
+    return recipe.model_copy(update={"epochs": int(job.option("--epochs") or recipe.epochs)})
 
 
 @dataclass(frozen=True)
@@ -106,8 +119,6 @@ class Settings:
             ConfigError: it or a change is wrong.
             FileError: there is none of this name.
         """
-        from rapa_cli.config import load_network, load_recipe, override
-
         recipe = load_recipe(self.recipe_of(scheme), scheme)
         changes = [change for change in self.changes if not change.startswith("network.")]
         recipe = override(load_network("full"), recipe, changes)[1]

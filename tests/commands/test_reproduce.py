@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_a_plan_names_every_job_with_time_and_disk(rapa: Run, data: Path, monkey
     assert document["jobs"][3]["needs"] == [tiled["job"]]
     assert not Path("reproduce").exists(), "a plan leaves nothing behind"
     assert "5 jobs, 5 of them to do" in rapa(*words).out
+
+
+def test_a_recipe_file_is_named_as_jobs_see_it(rapa: Run) -> None:
+    Path("my.toml").write_text("epochs = 3\nbatch_size = 5\nlr = 0.004\n")
+    words = ["reproduce", "table1", "--data", "shapes", "--seeds", "1", "--schemes", "none", "--plan", "--json"]
+    (job,) = rapa(*words, "--recipe", "./my.toml").document["jobs"]
+    command = shlex.split(job["command"])
+    assert command[command.index("--recipe") + 1] == str(Path("my.toml").absolute())
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapa_cli.errors import FileError, Interrupted
+from rapa_cli.config import load_network
+from rapa_cli.errors import ConfigError, FileError, Interrupted
 from rapa_cli.experiments.jobs import RESULTS, Ended, Folder, Job, Results, with_needs
-from rapa_cli.experiments.running import left, run
+from rapa_cli.experiments.running import check_recipes, left, run
+from rapa_cli.experiments.settings import Settings, recipe_asked
+from rapa_cli.files import make_folder
+from rapa_cli.runs import Manifest, write_manifest
 from rapa_cli.training.stopping import StopRequest
 
 
@@ -149,6 +153,20 @@ def test_the_order_of_any_plan(edges: list[list[int]]) -> None:
     places = {each.name: place for place, each in enumerate(ordered)}
     assert len(places) == len(jobs)
     assert all(places[need.name] < places[each.name] for each in ordered for need in each.needs)
+
+
+def test_a_recipe_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path, folder = tmp_path / "my.toml", Folder(tmp_path)
+    path.write_text("epochs = 3\nbatch_size = 5\nlr = 0.004\n")
+    training = Settings(recipe=str(path), changes=("momentum=0.5",)).train("none", seed=0)
+    check_recipes(folder, [training])
+    make_folder(tmp_path / training.run)
+    manifest = Manifest(network=load_network("full"), recipe=recipe_asked(training), data="shapes", seed=0)
+    write_manifest(tmp_path / training.run, manifest)
+    check_recipes(folder, [job("a", training)])
+    path.write_text(path.read_text().replace("0.004", "0.0001"))
+    with pytest.raises(ConfigError, match=r"lr was 0\.004, is 0\.0001"):
+        check_recipes(folder, [job("a", training)])
 
 
 def test_names_follow_the_words() -> None:
