@@ -44,7 +44,7 @@ def verdicts(settings: Settings, found: Found) -> list[Verdict]:
         else:
             claim, threshold, above = f"tiles become similar with random tiling and {pool} pooling", _SIMILAR, True
         checked.append(
-            Verdict("figure3", claim, "section 4, Fig. 3", "S of the first convolution", threshold, above, estimate)
+            Verdict("figure3", claim, "section 4, Fig. 3", "S of the first convolution", threshold, above, (estimate,))
         )
     return checked
 

@@ -89,7 +89,7 @@ def verdicts(settings: Settings, found: Found) -> list[Verdict]:
                 f"part of the gap to perfect robustness closed at {HUMAN_SNR} dB (%)",
                 0.0,
                 True,
-                pooled([100 * point["gap_closed"] for point in points], margins),
+                (pooled([100 * point["gap_closed"] for point in points], margins),),
             )
         )
         tiled = [found[job]["confidence"] for job in confidences if job in found]
@@ -102,7 +102,7 @@ def verdicts(settings: Settings, found: Found) -> list[Verdict]:
                     "mean highest probability of wrong images, none minus tiled (points)",
                     0.0,
                     True,
-                    _surer([each[number] for each in ordinary], [each[number] for each in tiled]),
+                    (_surer([each[number] for each in ordinary], [each[number] for each in tiled]),),
                 )
             )
     return checked

@@ -101,10 +101,12 @@ def cell(measure: Measure | None) -> str:
 
 def estimate(verdict: Verdict) -> str:
     """The figure of a claim with its margin, and the threshold."""
-    if verdict.estimate is None:
+    found = verdict.estimate
+    if found is None:
         return "-"
     side = "above" if verdict.above else "below"
-    return f"{verdict.estimate.value:.2f} ± {verdict.estimate.margin:.2f}, {side} {verdict.threshold:g}?"
+    margin = f"± {found.margin:.2f}" if found.margin else "(margin not known)"
+    return f"{found.value:.2f} {margin}, {side} {verdict.threshold:g}?"
 
 
 def write(
@@ -151,7 +153,7 @@ def claim_row(verdict: Verdict) -> dict[str, Any]:
         "threshold": verdict.threshold,
         "above": verdict.above,
         "estimate": verdict.estimate and verdict.estimate.value,
-        "margin": verdict.estimate and verdict.estimate.margin,
+        "margin": (verdict.estimate and verdict.estimate.margin) or None,
         "verdict": verdict.state.value,
     }
 
@@ -174,7 +176,8 @@ def _claims(found: list[Finding]) -> Section:
     ]
     notes = [
         "A claim holds where its figure's 95 % interval lies on the claim's side of the threshold, and does not where "
-        "it lies on the other; else it is undecided. With one seed the interval is that of the test images alone."
+        "it lies on the other; else it is undecided. The interval is that over seeds or that of the test images, "
+        "whichever is wider; with one seed it is that of the test images alone."
     ]
     counts = ", ".join(
         f"{state.value}: {count}" for state in State if (count := sum(each.state is state for each in verdicts))

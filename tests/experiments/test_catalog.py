@@ -123,6 +123,23 @@ def test_a_network_without_mistakes_leaves_no_gap() -> None:
     assert states == {State.NOT_TESTED}
 
 
+def test_random_is_the_best_only_of_all_schemes() -> None:
+    settings = Settings(seeds=1, schemes=("random", "perforated"), data=("mini",))
+
+    def best(**errors: float) -> State:
+        found = {
+            settings.train(scheme.replace("_", "-"), seed=0): {"test_error": error, "test_images": 10_000}
+            for scheme, error in errors.items()
+        }
+        verdicts = EXPERIMENTS["table1"].verdicts(settings, found)
+        return next(each for each in verdicts if each.claim.startswith("random is the best")).state
+
+    assert best(random=20.0, perforated=33.0) is State.NOT_TESTED
+    assert best(random=20.0, perforated=10.0) is State.FAILS
+    others = {"random_fixed": 25.0, "image_overlap": 25.0, "image_pad": 25.0, "alternate": 25.0}
+    assert best(random=20.0, perforated=33.0, **others) is State.HOLDS
+
+
 def test_experiments_share_their_trainings() -> None:
     settings = Settings(seeds=1)
     trained = [{job.name for job in with_needs(EXPERIMENTS[name].jobs(settings)) if job.trains} for name in EXPERIMENTS]
