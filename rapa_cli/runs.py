@@ -113,13 +113,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
-def keep_code(folder: Path, code: Iterable[Path]) -> list[Path]:
-    """Copies the Python files that a run's network is written in; gives the copies."""
-    copies = [folder / file.name for file in code]
-    for file, copy in zip(code, copies, strict=True):
-        with atomic(copy) as temporary:
-            temporary.write_bytes(config.read_code(file))
-    return copies
+def keep_code(folder: Path, code: Iterable[Path]) -> None:
+    """Copies the Python files that a run's network is written in."""
+    for file in code:
+        content = config.read_code(file)
+        with atomic(folder / file.name) as temporary:
+            temporary.write_bytes(content)
 
 
 def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, lines: bool = False) -> None:

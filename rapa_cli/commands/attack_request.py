@@ -226,7 +226,8 @@ def _space(name: str) -> Any:
 
 
 def _origin(subject: Subject, baseline: bool = False) -> Origin:
-    from rapa_cli.attacks.records import Origin, digest
+    from rapa_cli.attacks.records import Origin
+    from rapa_cli.files import digest
 
     return Origin(path=str(subject.path), sha256=digest(subject.path), chosen=subject.chosen, baseline=baseline)
 

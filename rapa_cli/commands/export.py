@@ -48,6 +48,7 @@ def export(
         ),
     ] = None,
     best: options.Best = False,
+    code: options.Code = None,
     json: options.Json = False,
 ) -> None:
     """Write a network for other programs: ONNX, torch.export, a state dictionary, aihwkit's weights.
@@ -56,8 +57,8 @@ def export(
 
     Example: rapa export runs/my-run --reduced --out net.onnx
     """
-    from rapa_cli.checkpoint import read, restore
-    from rapa_cli.commands.session import checkpoint_path
+    from rapa_cli.checkpoint import read
+    from rapa_cli.commands.session import checkpoint_path, restored
     from rapa_cli.exporting.files import SUFFIXES
 
     if to is not None and to not in SUFFIXES:
@@ -76,7 +77,7 @@ def export(
         if source is not None and target.exists() and source.exists() and target.samefile(source):
             raise ConfigError(f"--out {target} is the file that is read", hint="choose another file")
     saved = read(path)
-    network = restore(saved, path).eval()
+    network = restored(saved, path, code)
     if from_aihwkit is not None:
         _take_over(saved, network, path, from_aihwkit, target, json=json)
         return

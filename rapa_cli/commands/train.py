@@ -8,9 +8,9 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rapa_cli.runs import Manifest
     from rapa_cli.training.loop import Sums, Training
 
-# What --tiles takes for balanced ones.
-_AUTO = "auto"
 # How often the bar asks the device for the loss so far: asking makes it wait.
 _REFRESH_SECONDS = 0.5
 
@@ -125,8 +123,8 @@ def train(
     from rapa_cli.commands.session import compute_device, open_data
     from rapa_cli.files import held
     from rapa_cli.layers.modules import load_weights
-    from rapa_cli.runs import keep_code
     from rapa_cli.training import loop, parallel
+    from rapa_cli.training.request import requested
 
     fixed = {
         "--network": network,
@@ -167,24 +165,20 @@ def train(
         else:
             name = data or "shapes"
             images = team.by_host(lambda: open_data(name, data_dir))
+            given_weights = None if weights is None else load_weights(weights)
             manifest = team.from_first(
-                lambda: _manifest(
-                    network or "full", recipe or "short", name, images.shape, len(images.classes), seed or 0,
-                    scheme=scheme, tiles=tiles, pool=pool, arrays=arrays,
-                    epochs=epochs, batch_size=batch_size, lr=lr, settings=settings or [], processes=team.size,
-                    code=trusted, weights=weights,
+                lambda: requested(
+                    network or "full", recipe or "short", images, seed or 0,
+                    scheme=scheme, tiles=_tiles(tiles), pool=pool, arrays=arrays,
+                    settings=_settings(settings, epochs=epochs, batch_size=batch_size, lr=lr),
+                    provenance=_provenance(recipe or "short", team.size), code=trusted, weights=weights,
                 )
             )  # fmt: skip
             # Built first, so that a network that cannot be built leaves no folder behind.
-            given_weights = None if weights is None else load_weights(weights)
             untrained = loop.untrained(manifest, images, place, team, code=trusted, weights=given_weights)
             kind = manifest.network.name, manifest.network.scheme, name
             folder = team.from_first(lambda: hold(runs.new_folder(*kind, out)))
-            team.from_first(lambda: keep_code(folder, trusted))
-            training = loop.begin(folder, manifest, images, untrained, team)
-            if weights is not None:
-                # A run that is stopped goes on from these weights, and not from new ones.
-                training.save()
+            training = loop.begin(folder, manifest, images, untrained, team, code=trusted)
         where = ["--data-dir", str(data_dir)] if data_dir is not None else []
         where += [word for file in trusted for word in ("--code", str(file))]
         again = shlex.join(["train", "--resume", str(folder), *where])
@@ -272,70 +266,23 @@ def _note_arrays(training: Training) -> None:
         console.note(f"{asked}: 0 on the arrays, which learn by pulses")
 
 
-def _manifest(
-    network: str,
-    recipe: str,
-    data: str,
-    shape: tuple[int, int, int],
-    classes: int,
-    seed: int,
-    *,
-    scheme: str | None,
-    tiles: str | None,
-    pool: str | None,
-    arrays: str | None,
-    epochs: int | None,
-    batch_size: int | None,
-    lr: float | None,
-    settings: list[str],
-    processes: int,
-    code: Sequence[Path],
-    weights: Path | None,
-) -> Manifest:
-    """The run that the options ask for, checked against the shape of the images."""
-    from rapa_cli import config
-    from rapa_cli.analog.specification import named_arrays
-    from rapa_cli.attacks.records import digest
-    from rapa_cli.commands.options import parse_tiles
-    from rapa_cli.layers.network import patches_per_layer, resolve
-    from rapa_cli.runs import WEIGHTS, Manifest
+def _tiles(text: str | None) -> tuple[int, ...] | Literal["auto"] | None:
+    return "auto" if text == "auto" else None if text is None else options.parse_tiles(text)
 
-    definition = config.load_network(network)
-    if definition.module is not None and pool is not None:
-        raise ConfigError(f"--pool: network '{definition.name}' has its own pooling layers", hint="leave --pool out")
-    if tiles == _AUTO:
-        tiles, scheme = None, scheme or ("random" if definition.scheme == "none" else definition.scheme)
-    counts = parse_tiles(tiles) if tiles is not None else None
-    if counts is not None and len(counts) == 1:
-        counts *= len(patches_per_layer(definition, shape, classes, code))
-    if weights is not None and definition.module is not None and definition.module.file is None:
-        # Their weights were trained on images normalised so.
-        settings = ["network.normalization=imagenet", *settings]
-    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-    settings = [*(f"recipe.{key}={value}" for key, value in options.items() if value is not None), *settings]
-    # Which tiles are balanced and which recipe is meant depend on the scheme, which may be set as well.
-    definition, _ = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
-    made_of = None if arrays is None else named_arrays(arrays)
-    needed: dict[str, Any] = {"classes": classes, "code": code}
-    definition = resolve(definition, shape, scheme=scheme, tiles=counts, pool=pool, arrays=made_of, **needed)
-    definition, plan = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
-    definition = resolve(definition, shape, **needed)
-    provenance = _provenance(recipe, processes)
-    if weights is not None:
-        provenance[WEIGHTS] = f"{weights.name}, SHA-256 {digest(weights) if weights.is_file() else 'unknown'}"
-    return Manifest(network=definition, recipe=plan, data=data, seed=seed, provenance=provenance)
+
+def _settings(settings: list[str] | None, **given: object) -> list[str]:
+    """What `--set` and the options for single keys ask for."""
+    return [*(f"recipe.{key}={value}" for key, value in given.items() if value is not None), *(settings or [])]
 
 
 def _trusted(network: str | None, code: list[Path] | None, *, resuming: bool) -> tuple[Path, ...]:
     """The Python files whose code may be run: those that the command line names. Says so."""
     from rapa_cli.commands.session import note_code
-    from rapa_cli.config import code_named, is_code
+    from rapa_cli.training.request import code_of
 
     if code and not resuming:
         raise ConfigError("--code names the file of a run that goes on", hint=f"to begin one: --network {code[0]}:NAME")
-    found = tuple(code or ())
-    if network is not None and is_code(network):
-        found = (code_named(network)[0],)
+    found = tuple(code or ()) or code_of(network or "")
     if found:
         note_code(found)
     return found

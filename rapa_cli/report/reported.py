@@ -9,8 +9,8 @@ from typing import Any
 
 from rapa_cli import checkpoint, config, runs
 from rapa_cli.analog.specification import IDEAL
-from rapa_cli.attacks.records import digest
 from rapa_cli.errors import commas
+from rapa_cli.files import digest
 from rapa_cli.layers.network import Network
 from rapa_cli.report.measured import AttackCurve, AttackPoint, Errors, Measured
 

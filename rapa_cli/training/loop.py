@@ -361,11 +361,23 @@ def _check_batches(network: nn.Module, size: int, images: int) -> None:
         )
 
 
-def begin(folder: Path, manifest: runs.Manifest, data: DataSet, network: Network, team: Team = ALONE) -> Training:
-    """Starts a run with a network that is not trained yet: writes its manifest."""
+def begin(
+    folder: Path,
+    manifest: runs.Manifest,
+    data: DataSet,
+    network: Network,
+    team: Team = ALONE,
+    *,
+    code: Sequence[Path] = (),
+) -> Training:
+    """Starts a run with a network that is not trained yet: writes its manifest, and copies of its code."""
     manifest = manifest.model_copy(update={"network": network.definition})
-    _write_manifest(folder, manifest, team)
-    return Training(folder, manifest, data, network, optimizer(network, manifest.recipe), team)
+    _write_manifest(folder, manifest, team, code)
+    training = Training(folder, manifest, data, network, optimizer(network, manifest.recipe), team)
+    if runs.WEIGHTS in manifest.provenance:
+        # A run that is stopped goes on from these weights, and not from new ones.
+        training.save()
+    return training
 
 
 def resume(
@@ -402,7 +414,7 @@ def resume(
             hint="begin it anew, with --weights and another --out",
         )
     if saved is None:
-        return begin(folder, manifest, data, untrained(manifest, data, device, team, code=code), team)
+        return begin(folder, manifest, data, untrained(manifest, data, device, team, code=code), team, code=code)
     if saved.description.network != manifest.network or saved.description.progress is None:
         raise FileError(f"checkpoint {path} does not belong to the run in {folder}", hint="was it copied there?")
     if saved.description.shape != data.shape or saved.description.classes != data.classes:
@@ -435,7 +447,8 @@ def resume(
     return Training(folder, manifest, data, network, sgd, team, progress, rows, timing)
 
 
-def _write_manifest(folder: Path, manifest: runs.Manifest, team: Team) -> None:
+def _write_manifest(folder: Path, manifest: runs.Manifest, team: Team, code: Sequence[Path] = ()) -> None:
     with team.together():
         if team.first:
+            runs.keep_code(folder, code)
             runs.write_manifest(folder, manifest)

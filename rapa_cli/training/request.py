@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -20,11 +20,15 @@ from rapa_cli.checkpoint import Progress
 from rapa_cli.data.catalog import open_data
 from rapa_cli.data.images import DataSet
 from rapa_cli.errors import ConfigError, commas
-from rapa_cli.files import held
+from rapa_cli.files import digest, held
+from rapa_cli.layers.modules import load_weights
 from rapa_cli.layers.network import Network, patches_per_layer, resolve
 from rapa_cli.shown import Shown
 from rapa_cli.training import loop
 from rapa_cli.training.stopping import StopRequest
+
+# What stands for balanced tiles.
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,9 +75,10 @@ def train(
     data: str | DataSet = "shapes",
     *,
     scheme: str | None = None,
-    tiles: int | Sequence[int] | None = None,
+    tiles: int | Sequence[int] | Literal["auto"] | None = None,
     pool: str | None = None,
     arrays: str | None = None,
+    weights: str | Path | None = None,
     recipe: str = "short",
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -90,12 +95,13 @@ def train(
     An interruption saves the run first, and `resume` goes on with it. Draws no figure.
 
     Args:
-        network: a definition of the package, or a TOML file.
+        network: a definition of the package, a TOML file, `torchvision:NAME`, or `FILE.py:NAME`, whose code is run.
         data: the name of a data set, or one that is open.
         scheme: the tiling scheme; the definition's own if left out.
-        tiles: of each convolution, or one number for all; balanced ones if left out.
+        tiles: of each convolution, or one number for all; balanced ones by "auto", or if left out.
         pool: max, average, mixed or stochastic.
         arrays: what the arrays are made of: a preset's name or a TOML file.
+        weights: a safetensors file that a network written in Python begins with.
         recipe: a recipe of the package, or a TOML file.
         epochs: in all; the recipe's if left out.
         batch_size: images of a step; likewise.
@@ -122,9 +128,12 @@ def train(
         "network": network,
         "data": images.name,
         "scheme": scheme,
-        "tiles": counts and commas(counts),
+        "tiles": AUTO if counts == AUTO else counts and commas(counts),
     }
-    options |= {"pool": pool, "arrays": arrays, "recipe": recipe, "seed": seed}
+    options |= {"pool": pool, "arrays": arrays, "weights": weights, "recipe": recipe, "seed": seed}
+    code = code_of(network)
+    first = None if weights is None else Path(weights)
+    given = None if first is None else load_weights(first)
     manifest = requested(
         network,
         recipe,
@@ -136,13 +145,15 @@ def train(
         arrays=arrays,
         settings=changed,
         provenance=_provenance(recipe, options, changed),
+        code=code,
+        weights=first,
     )
     # Built first, so that a network that cannot be built leaves no folder behind.
-    untrained = loop.untrained(manifest, images, _place(device))
+    untrained = loop.untrained(manifest, images, _place(device), code=code, weights=given)
     kind = manifest.network.name, manifest.network.scheme, images.name
     folder = runs.new_folder(*kind, None if out is None else Path(out))
     with held(folder):
-        return _run(loop.begin(folder, manifest, images, untrained), on_epoch)
+        return _run(loop.begin(folder, manifest, images, untrained, code=code), on_epoch)
 
 
 def resume(
@@ -152,6 +163,7 @@ def resume(
     data: DataSet | None = None,
     data_dir: str | Path | None = None,
     device: str | torch.device = "auto",
+    code: Sequence[str | Path] = (),
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Trained:
     """Goes on with a run from its last checkpoint, as `rapa train --resume` does.
@@ -162,6 +174,7 @@ def resume(
         data: its data set, where that is open.
         data_dir: where data sets lie.
         device: torch's name of a device.
+        code: Python files that you trust, for a network that is written in one of them: its code is run.
         on_epoch: called with the row of metrics after each epoch.
 
     Raises:
@@ -179,7 +192,8 @@ def resume(
     manifest = manifest.model_copy(update=update)
     images = _opened(manifest.data, data_dir) if data is None else data
     with held(folder):
-        return _run(loop.resume(folder, manifest, images, _place(device)), on_epoch)
+        trusted = [Path(file) for file in code]
+        return _run(loop.resume(folder, manifest, images, _place(device), code=trusted), on_epoch)
 
 
 def requested(
@@ -189,11 +203,13 @@ def requested(
     seed: int,
     *,
     scheme: str | None,
-    tiles: Sequence[int] | None,
+    tiles: Sequence[int] | Literal["auto"] | None,
     pool: str | None,
     arrays: str | None,
     settings: Sequence[str],
     provenance: Mapping[str, str],
+    code: Sequence[Path] = (),
+    weights: Path | None = None,
 ) -> runs.Manifest:
     """The run that is asked for, its names looked up and its network checked against the images.
 
@@ -203,25 +219,47 @@ def requested(
         data: the images.
         seed: of the run.
         scheme: as for `resolve`.
-        tiles: likewise; a single number is meant for all convolutions.
+        tiles: likewise; a single number is meant for all convolutions, "auto" are balanced ones.
         pool: likewise.
         arrays: name or file.
         settings: KEY=VALUE of the recipe or, as network.KEY, of the network.
         provenance: where the run comes from.
+        code: Python files whose code may be run, for a network that is written in one.
+        weights: a file of weights that the network begins with.
 
     Raises:
         ConfigError: it does not fit together.
+        FileError: a file is missing.
     """
     definition = config.load_network(network)
+    needed: dict[str, Any] = {"classes": len(data.classes), "code": code}
+    if definition.module is not None and pool is not None:
+        raise ConfigError(
+            f"network '{definition.name}' has pooling layers of its own, so that there is none to choose",
+            hint="leave --pool out",
+        )
+    if tiles == AUTO:
+        tiles, scheme = None, scheme or ("random" if definition.scheme == "none" else definition.scheme)
+    assert not isinstance(tiles, str)
     if tiles is not None and len(tiles) == 1:
-        tiles = tuple(tiles) * len(patches_per_layer(definition, data.shape))
+        tiles = tuple(tiles) * len(patches_per_layer(definition, data.shape, **needed))
+    if weights is not None:
+        provenance = {**provenance, runs.WEIGHTS: f"{weights.name}, SHA-256 {digest(weights)}"}
+        if definition.module is not None and definition.module.file is None:
+            # Those of torchvision were trained on images normalised so.
+            settings = ["network.normalization=imagenet", *settings]
     # Which tiles are balanced and which recipe is meant depend on the scheme, which may be set as well.
     definition, _ = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
     made_of = None if arrays is None else named_arrays(arrays)
-    definition = resolve(definition, data.shape, scheme=scheme, tiles=tiles, pool=pool, arrays=made_of)
+    definition = resolve(definition, data.shape, scheme=scheme, tiles=tiles, pool=pool, arrays=made_of, **needed)
     definition, plan = config.override(definition, config.load_recipe(recipe, definition.scheme), settings)
-    definition = resolve(definition, data.shape)
+    definition = resolve(definition, data.shape, **needed)
     return runs.Manifest(network=definition, recipe=plan, data=data.name, seed=seed, provenance=dict(provenance))
+
+
+def code_of(network: str) -> tuple[Path, ...]:
+    """The Python file that a network's name means, which may then be run; none for other names."""
+    return (config.code_named(network)[0],) if config.is_code(network) else ()
 
 
 class _Watcher:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rapa_cli.attacks.records import digest
+from rapa_cli.files import digest
 from rapa_cli.report import measured
 from tests.commands.conftest import TRAIN, Run, refused
 from tests.report import browser
