@@ -102,7 +102,7 @@ def reproduce(
     Example: rapa reproduce table2 --data cifar10 --epochs 20 --seeds 1, rapa reproduce all --plan
     """
     from rapa_cli.experiments import catalog, running
-    from rapa_cli.experiments.jobs import Folder, Results
+    from rapa_cli.experiments.jobs import Folder, Results, with_needs
     from rapa_cli.experiments.local import LocalEngine
     from rapa_cli.experiments.ray_engine import RayEngine
     from rapa_cli.experiments.settings import POOLS, SCHEMES, Settings
@@ -161,7 +161,7 @@ def reproduce(
         console.print_json(_document(folder, found, outcome, paths, Results(folder, planned), planned))
     else:
         _show(found, paths)
-    _judge(outcome, found, len(planned))
+    _judge(outcome, found, len(with_needs(planned)), wanted.scaled_down)
 
 
 def _listed(text: str, name: str, allowed: Sequence[str] | None) -> tuple[str, ...]:
@@ -255,14 +255,13 @@ def _write(
     wanted: Settings,
     failed: Mapping[Job, Ended],
 ) -> tuple[list[Finding], list[Path]]:
-    from rapa_cli.commands.session import command_line
     from rapa_cli.experiments.jobs import Results
     from rapa_cli.report import reproduction
 
     folder.make()
     results = Results(folder, planned)
     found = reproduction.findings(experiments, wanted, results)
-    return found, reproduction.write(folder, found, wanted, results, failed, command_line())
+    return found, reproduction.write(folder, found, wanted, results, failed)
 
 
 def _show_plan(
@@ -363,7 +362,7 @@ def _document(
     }
 
 
-def _judge(outcome: Outcome, found: list[Finding], jobs: int) -> None:
+def _judge(outcome: Outcome, found: list[Finding], jobs: int, scaled_down: Sequence[str]) -> None:
     """Ends with an error where jobs failed, or a claim did not hold."""
     from rapa_cli.experiments.claims import State
 
@@ -376,9 +375,10 @@ def _judge(outcome: Outcome, found: list[Finding], jobs: int) -> None:
         )
     fails = [verdict.claim for finding in found for verdict in finding.verdicts if verdict.state is State.FAILS]
     if fails:
+        no_test = f"; {', '.join(scaled_down)} is no test of what the paper says" if scaled_down else ""
         raise CheckFailed(
             f"{len(fails)} of the paper's claims did not hold here: {'; '.join(fails)}",
-            hint="the page says by how much; fewer epochs than the paper's are no test of its claims",
+            hint=f"the page says by how much{no_test}",
         )
 
 

@@ -24,6 +24,8 @@ from rapa_cli.files import make_folder, write_text
 from rapa_cli.runs import MANIFEST, read_metrics
 
 RUNS, RESULTS, LOGS = "runs", "results", "logs"
+# The lowest train error of a training, beside what it printed.
+LOWEST_TRAIN = "lowest_train_error"
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,13 @@ class Folder:
         except FileError:
             return 0.0
 
+    def lowest_train_error(self, job: Job) -> float | None:
+        """Of a training, in percent; None where its metrics are gone."""
+        try:
+            return min((row["train_error"] for row in read_metrics(self.path / job.run)), default=None)
+        except FileError:
+            return None
+
 
 def with_needs(jobs: Iterable[Job]) -> list[Job]:
     """The jobs with all that they need, each once, what is needed first."""
@@ -163,10 +172,14 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 
 
 class Results(Mapping[Job, dict[str, Any]]):
-    """What the jobs that are done have found."""
+    """What the jobs that are done have found, and of trainings the lowest train error."""
 
     def __init__(self, folder: Folder, jobs: Iterable[Job]) -> None:
-        self._found = {job: found for job in with_needs(jobs) if (found := folder.result(job)) is not None}
+        self._found: dict[Job, dict[str, Any]] = {}
+        for job in with_needs(jobs):
+            found = folder.result(job)
+            if found is not None:
+                self._found[job] = {**found, LOWEST_TRAIN: folder.lowest_train_error(job)} if job.trains else found
 
     def __getitem__(self, job: Job) -> dict[str, Any]:
         return self._found[job]

@@ -24,6 +24,7 @@ class Measure:
         name: what is measured, with its unit.
         values: one for each seed that is done, in their order.
         paper: the paper's figure.
+        note: what else there is to say, or why there are no values.
     """
 
     experiment: str
@@ -32,6 +33,7 @@ class Measure:
     name: str
     values: tuple[float, ...]
     paper: float | None = None
+    note: str = ""
 
     @property
     def mean(self) -> float | None:
@@ -60,6 +62,7 @@ class Measure:
             "seeds": len(self.values),
             "paper": self.paper,
             "difference": self.difference,
+            "note": self.note,
         }
 
 

@@ -102,6 +102,42 @@ class Settings:
         tiling = "none" if scheme == "none" else f"{scheme} {counts}"
         return Job(words, f"{network} {tiling} {pool} {data} seed {seed}")
 
+    @property
+    def words(self) -> list[str]:
+        """The options of `rapa reproduce` that ask for it."""
+        default = Settings()
+        given = {
+            "--epochs": (self.epochs, default.epochs),
+            "--seeds": (self.seeds, default.seeds),
+            "--data": (self.data, default.data),
+            "--images": (self.images, default.images),
+            "--recipe": (self.recipe, default.recipe),
+            "--schemes": (self.schemes, default.schemes),
+            "--pools": (self.pools, default.pools),
+            "--tiles": (self.tiles, default.tiles),
+        }
+        words = [word for change in self.changes for word in ("--set", change)]
+        for name, (value, usual) in given.items():
+            if value != usual:
+                words += [name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        return words
+
+    @property
+    def scaled_down(self) -> list[str]:
+        """In what it differs from the whole experiment, in words; which rows are run is none of it."""
+        default = Settings()
+        epochs, theirs = (each.recipe_for("none").epochs for each in (self, default))
+        differences = {
+            f"recipe {self.recipe} instead of the paper's": self.recipe != default.recipe,
+            f"with {', '.join(self.changes)}": bool(self.changes),
+            f"{epochs} epochs instead of {theirs}": epochs != theirs,
+            f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'} instead of {default.seeds}": (
+                self.seeds < default.seeds
+            ),
+            f"votes, reductions and attacks on {self.images} test images": self.images is not None,
+        }
+        return [text for text, differs in differences.items() if differs]
+
     def paper(self, *keys: str) -> Any:
         """A figure of the paper, all of which but those of table 1 are of CIFAR-10; None for another data set."""
         return paper(*keys) if self.data[0] == "cifar10" else None

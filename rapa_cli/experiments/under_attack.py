@@ -111,7 +111,12 @@ def verdicts(settings: Settings, found: Found) -> list[Verdict]:
 def _surer(ordinary: list[dict[str, Any]], tiled: list[dict[str, Any]]) -> Estimate | None:
     """By how much the untiled networks' highest probabilities of wrong images are higher, seed by seed."""
     pairs = list(zip(ordinary, tiled, strict=False))
-    known_pairs = [(one, other) for one, other in pairs if None not in (one["mean_wrong"], other["mean_wrong"])]
+    # One wrong image has no standard error.
+    known_pairs = [
+        (one, other)
+        for one, other in pairs
+        if not any(each[key] is None for each in (one, other) for key in ("mean_wrong", "se_wrong"))
+    ]
     return pooled(
         [one["mean_wrong"] - other["mean_wrong"] for one, other in known_pairs],
         [1.96 * (one["se_wrong"] ** 2 + other["se_wrong"] ** 2) ** 0.5 for one, other in known_pairs],

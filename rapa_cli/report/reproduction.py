@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rapa_cli.errors import FileError
 from rapa_cli.experiments import similarity, under_attack
-from rapa_cli.experiments.catalog import Experiment
+from rapa_cli.experiments.catalog import ALL, EXPERIMENTS, Experiment
 from rapa_cli.experiments.claims import State, Verdict
 from rapa_cli.experiments.jobs import Ended, Folder, Job, Results
 from rapa_cli.experiments.measures import Measure
@@ -18,7 +21,7 @@ from rapa_cli.files import make_folder, write_text
 from rapa_cli.report import attack_figures, figures, layer_figures, reproduction_figures
 from rapa_cli.report.page import Block, Cell, Code, Mark, Page, Picture, Section, Table, Tone
 from rapa_cli.report.page import write as write_page
-from rapa_cli.runs import LAST, write_rows
+from rapa_cli.runs import LAST, read_manifest, write_rows
 
 TABLES, FIGURES, PAGE = "tables", "figures", "report.html"
 _TONES: dict[State, Tone] = {
@@ -27,6 +30,10 @@ _TONES: dict[State, Tone] = {
     State.UNDECIDED: "plain",
     State.NOT_TESTED: "weak",
 }
+_CHECKPOINTS = (
+    "The paper's errors are the lowest of a training, which stand beside the lowest here. Votes, reduced networks and "
+    "claims are of the network after the last epoch."
+)
 # Of the paper's 32 filters its figure shows 10.
 _SHOWN_FILTERS = 10
 
@@ -90,13 +97,21 @@ def grids(measures: list[Measure]) -> list[Grid]:
 
 
 def cell(measure: Measure | None) -> str:
-    """A measure with its standard error, and the paper's beside it; empty where nothing was measured."""
-    if measure is None or measure.mean is None:
-        return "" if measure is None or measure.paper is None else f"(paper {measure.paper:g})"
-    digits = 3 if abs(measure.mean) < 1 else 2
-    text = f"{measure.mean:.{digits}f}"
-    text += "" if measure.se is None else f" ± {measure.se:.{digits}f}"
-    return text + ("" if measure.paper is None else f" (paper {measure.paper:g})")
+    """A measure with its standard error, and the paper's with the difference; empty where nothing was measured."""
+    if measure is None:
+        return ""
+    parts = [measure.note] if measure.note else []
+    theirs = "" if measure.paper is None else f"paper {measure.paper:g}"
+    if measure.mean is not None:
+        parts.append(_numbers(measure.mean, measure.se))
+        theirs += "" if measure.difference is None else f", {measure.difference:+.2f}"
+    return " ".join([*parts, f"({theirs})"] if theirs else parts)
+
+
+def _numbers(value: float, spread: float | None) -> str:
+    """A number and how much it varies, with three digits that say something where it is small."""
+    form = ".2f" if abs(value) >= 1 else "#.3g"
+    return f"{value:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
 
 
 def estimate(verdict: Verdict) -> str:
@@ -105,8 +120,8 @@ def estimate(verdict: Verdict) -> str:
     if found is None:
         return "-"
     side = "above" if verdict.above else "below"
-    margin = f"± {found.margin:.2f}" if found.margin else "(margin not known)"
-    return f"{found.value:.2f} {margin}, {side} {verdict.threshold:g}?"
+    text = _numbers(found.value, found.margin) if found.margin else f"{_numbers(found.value, None)} (margin not known)"
+    return f"{text}, {side} {verdict.threshold:g}?"
 
 
 def write(
@@ -115,7 +130,6 @@ def write(
     settings: Settings,
     results: Results,
     failed: Mapping[Job, Ended],
-    command: str,
 ) -> list[Path]:
     """Writes tables, figures and the page; gives the paths of the tables and of the page.
 
@@ -133,11 +147,11 @@ def write(
         document["claims"] = [claim_row(verdict) for verdict in finding.verdicts]
         write_text(tables / f"{finding.name}.json", json.dumps(document, indent=2) + "\n")
         paths.append(tables / f"{finding.name}.json")
-    sections = [_claims(found), *(_section(folder, finding, settings, results) for finding in found)]
+    sections = [_claims(found, settings), *(_section(folder, finding, settings, results) for finding in found)]
     if failed:
         rows_failed = [[job.name, ended.message] for job, ended in failed.items()]
         sections.insert(1, Section("Jobs that failed", [Table("Failed", ["job", "why"], rows_failed)]))
-    sections.append(_how(settings, results, command))
+    sections.append(_how(folder, [finding.name for finding in found], settings, results))
     page = Page("The paper's experiments, run again", sections, subtitle=_subtitle(settings))
     write_page(folder.path / PAGE, page)
     return [*paths, folder.path / PAGE]
@@ -166,7 +180,7 @@ def _subtitle(settings: Settings) -> str:
     return f"{', '.join(settings.data)}; recipe {settings.recipe}{changes}, {epochs}, {seeds}, {images}"
 
 
-def _claims(found: list[Finding]) -> Section:
+def _claims(found: list[Finding], settings: Settings) -> Section:
     verdicts = [verdict for finding in found for verdict in finding.verdicts]
     if not verdicts:
         return Section("The paper's claims", ["These experiments check none."])
@@ -183,7 +197,15 @@ def _claims(found: list[Finding]) -> Section:
         f"{state.value}: {count}" for state in State if (count := sum(each.state is state for each in verdicts))
     )
     columns = ["claim", "verdict", "found", "figure"]
-    return Section("The paper's claims", [f"{counts}.", Table("Claims", columns, rows, notes)])
+    blocks: list[Block] = [f"{counts}.", Table("Claims", columns, rows, notes)]
+    if settings.scaled_down:
+        differences = ", ".join(settings.scaled_down)
+        blocks.insert(
+            0,
+            f"These are not the paper's settings: {differences}. What holds here, or does not, is no test of what the "
+            "paper says.",
+        )
+    return Section("The paper's claims", blocks)
 
 
 def _section(folder: Folder, finding: Finding, settings: Settings, results: Results) -> Section:
@@ -196,6 +218,8 @@ def _section(folder: Folder, finding: Finding, settings: Settings, results: Resu
         )
         for grid in grids(finding.measures)
     ]
+    if finding.name in ("table1", "table2", "large"):
+        blocks.append(_CHECKPOINTS)
     place = folder.path / FIGURES
     for name, picture in _pictures(folder, finding, settings, results).items():
         figures.write(picture.figure, place, f"{finding.name}{name}")
@@ -203,14 +227,32 @@ def _section(folder: Folder, finding: Finding, settings: Settings, results: Resu
     return Section(finding.experiment.title, blocks)
 
 
-def _how(settings: Settings, results: Results, command: str) -> Section:
+def _how(folder: Folder, names: list[str], settings: Settings, results: Results) -> Section:
     """How to repeat it, and with what it was made."""
+    words = [ALL] if len(names) == len(EXPERIMENTS) else names
+    blocks: list[Block] = [
+        "In the folder of these results this runs what is not done yet; in an empty folder all of it:",
+        Code(shlex.join(["rapa", "reproduce", *words, *settings.words, "--out", "."])),
+    ]
     runs = [job for job in results if job.trains]
-    rows = [[job.run, " ".join(job.words)] for job in runs]
-    blocks: list[Block] = ["In the folder of these results:", Code(command)]
-    if rows:
-        blocks.append(Table("Trainings", ["run folder", "words after rapa"], rows))
+    if runs:
+        blocks.append(Table("Made with", ["", "trainings"], _made_with(folder, runs)))
+        blocks.append(
+            Table("Trainings", ["run folder", "words after rapa"], [[r.run, shlex.join(r.words)] for r in runs])
+        )
     return Section("How to repeat this", blocks)
+
+
+def _made_with(folder: Folder, runs: list[Job]) -> list[list[Cell]]:
+    """Versions, machines and days of trainings, of all that differ."""
+    made: dict[str, dict[str, None]] = {key: {} for key in ("rapa", "torch", "python", "machine", "started")}
+    for job in runs:
+        with contextlib.suppress(FileError):
+            provenance = read_manifest(folder.path / job.run).provenance
+            for key, values in made.items():
+                if key in provenance:
+                    values[provenance[key].partition("T")[0] if key == "started" else provenance[key]] = None
+    return [[key, ", ".join(sorted(values))] for key, values in made.items() if values]
 
 
 def _pictures(folder: Folder, finding: Finding, settings: Settings, results: Results) -> dict[str, Picture]:

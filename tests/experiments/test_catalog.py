@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import json
 import math
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,9 @@ from rapa_cli.experiments.claims import State
 from rapa_cli.experiments.jobs import Ended, Folder, Job, Results, with_needs
 from rapa_cli.experiments.measures import Measure, paper
 from rapa_cli.experiments.settings import Settings
+from rapa_cli.files import make_folder
 from rapa_cli.report import reproduction
+from rapa_cli.runs import METRICS, write_rows
 from tests.training import tiny
 
 SETTINGS = Settings(
@@ -90,7 +94,7 @@ def test_tables_and_the_page_are_written(folder: Folder) -> None:
     experiments = EXPERIMENTS
     found = reproduction.findings(experiments, SETTINGS, every)
     failed = {SETTINGS.train("none", seed=9): Ended(3, 1.0, message="error: <the disk> is full")}
-    paths = reproduction.write(folder, found, SETTINGS, every, failed, "rapa reproduce all")
+    paths = reproduction.write(folder, found, SETTINGS, every, failed)
     assert all(path.is_file() for path in paths)
     page = (folder.path / reproduction.PAGE).read_text()
     HTMLParser().feed(page)
@@ -138,6 +142,71 @@ def test_random_is_the_best_only_of_all_schemes() -> None:
     assert best(random=20.0, perforated=10.0) is State.FAILS
     others = {"random_fixed": 25.0, "image_overlap": 25.0, "image_pad": 25.0, "alternate": 25.0}
     assert best(random=20.0, perforated=33.0, **others) is State.HOLDS
+
+
+def test_learning_speed_has_a_mean_only_where_all_trainings_got_there() -> None:
+    settings = Settings(seeds=3)
+
+    def untiled(*errors: float) -> Measure:
+        runs = [settings.train("none", pool="mixed", seed=seed) for seed in range(len(errors))]
+        found = {
+            run: {"test_errors": [40.0, error], "vote_errors": None} for run, error in zip(runs, errors, strict=True)
+        }
+        return EXPERIMENTS["learning-speed"].measures(settings, found)[0]
+
+    some, none, every = untiled(18.0, 25.0, 25.0), untiled(25.0), untiled(18.0, 18.5)
+    assert (some.mean, some.difference, some.note) == (None, None, "reached by 1 of 3")
+    assert reproduction.cell(some) == "reached by 1 of 3 (paper 82)"
+    assert none.note == "reached by 0 of 1"
+    assert (every.mean, every.note, len(every.values)) == (2.0, "", 2)
+
+
+def test_the_papers_train_errors_stand_beside_the_lowest(tmp_path: Path) -> None:
+    settings, folder = Settings(seeds=1, data=("cifar10",), schemes=("none",)), Folder(tmp_path)
+    run = settings.train("none", seed=0)
+    folder.make()
+    make_folder(tmp_path / run.run)
+    rows = [dict.fromkeys(METRICS, 0.0) | {"epoch": epoch, "train_error": error} for epoch, error in ((1, 3), (2, 5))]
+    write_rows(tmp_path / run.run, "metrics", rows, lines=True)
+    document = {"test_error": 20.0, "best_test_error": 19.0, "train_error": 5.0, "test_errors": [], "test_images": 9}
+    folder.keep(run, Ended(0, 0.0, document))
+    measures = EXPERIMENTS["table1"].measures(settings, Results(folder, [run]))
+    figures = {each.name: (each.mean, each.paper) for each in measures}
+    assert figures["lowest train error (%)"] == (3.0, 2.37)
+    assert figures["last train error (%)"] == (5.0, None)
+    (tmp_path / run.run / "metrics.jsonl").unlink()
+    measures = EXPERIMENTS["table1"].measures(settings, Results(folder, [run]))
+    assert next(each for each in measures if each.name == "lowest train error (%)").mean is None
+
+
+def test_a_cell_has_digits_that_say_something_and_the_difference_to_the_paper() -> None:
+    def cell(*values: float, theirs: float | None = None) -> str:
+        return reproduction.cell(Measure("", "", "", "", values, theirs))
+
+    assert cell(19.17, theirs=18.85) == "19.17 (paper 18.85, +0.32)"
+    assert cell(theirs=18.85) == "(paper 18.85)"
+    assert cell(0.000123) == "0.000123"
+    assert cell(0.5, 0.5) == "0.500 ± 0.00"
+    assert cell(17.0, 18.0) == "17.50 ± 0.50"
+    assert cell() == ""
+
+
+def test_the_page_says_what_is_not_the_papers_and_how_to_repeat_it(tmp_path: Path) -> None:
+    settings = Settings(epochs=20, seeds=1, data=("cifar10", "my data"), recipe="short", changes=("lr=0.001",))
+    folder = Folder(tmp_path)
+    folder.make()
+    chosen = named(("table1", "figure3"))
+    every = Results(folder, [])
+    reproduction.write(folder, reproduction.findings(chosen, settings, every), settings, every, {})
+    page = html.unescape((tmp_path / reproduction.PAGE).read_text())
+    assert "recipe short instead of the paper's, with lr=0.001, 20 epochs instead of 400, 1 seed instead of 3" in page
+    words = "--set lr=0.001 --epochs 20 --seeds 1 --data 'cifar10,my data' --recipe short --out ."
+    assert f"rapa reproduce table1 figure3 {words}" in page
+    assert Settings().words == Settings().scaled_down == []
+    assert Settings(pools=("max",), data=("svhn",)).scaled_down == []
+    found = reproduction.findings(EXPERIMENTS, Settings(), every)
+    reproduction.write(folder, found[:1], Settings(), every, {})
+    assert "These are not the paper's settings" not in html.unescape((tmp_path / reproduction.PAGE).read_text())
 
 
 def test_experiments_share_their_trainings() -> None:
