@@ -74,7 +74,7 @@ def by_hand(training: loop.Training, steps: int) -> dict[str, Tensor]:
         with torch.no_grad():
             for (name, parameter), gradient in zip(network.named_parameters(), gradients, strict=True):
                 tiles = 4 if name.startswith("conv1") and network.definition.scheme == "random" else 1
-                scale = tiles if recipe.lr_scaling == "linear" else 1
+                scale = {"none": 1, "sqrt": tiles**0.5, "linear": tiles}[recipe.lr_scaling]
                 decays = recipe.decay_mixture if name.endswith("beta") else recipe.decay_bias or "bias" not in name
                 decay = recipe.weight_decay if decays else 0.0
                 speed[name] = recipe.momentum * speed[name] + gradient + decay * parameter
@@ -88,6 +88,8 @@ def by_hand(training: loop.Training, steps: int) -> dict[str, Tensor]:
         {"weight_decay": 0.0},
         {"weight_decay": 0.2},
         {"weight_decay": 0.2, "lr_scaling": "linear", "decay_bias": False},
+        {"weight_decay": 0.2, "lr_scaling": "sqrt"},
+        {"accumulate": 5, "momentum": 0.9},
         {"momentum": 0.9, "weight_decay": 0.2, "mirror": True, "brightness": 0.3, "decay_mixture": True},
     ],
 )
@@ -101,6 +103,13 @@ def test_steps_by_hand(tmp_path: Path, network: dict[str, Any], changes: dict[st
     for name, parameter in training.network.named_parameters():
         assert torch.allclose(parameter, expected[name], rtol=1e-4, atol=1e-6), name
         assert not torch.equal(parameter, before[name]), name
+
+
+def test_parts_of_a_batch_are_refused_where_arrays_need_all_of_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--accumulate 2: layer 'conv1': its arrays learn by pulses"):
+        tiny.begin(tmp_path, network={"arrays": "ReRamES"}, accumulate=2)
+    with pytest.raises(ConfigError, match=r"^--accumulate 8: that is less than one image for each part"):
+        tiny.begin(tmp_path, accumulate=8)
 
 
 def test_the_metrics_of_an_epoch_by_hand(tmp_path: Path) -> None:
@@ -215,7 +224,7 @@ def test_a_training_that_diverges(tmp_path: Path) -> None:
         run(again)
     assert caught.value.exit_code == 4
     assert caught.value.message.startswith(
-        "the training diverged in epoch 2: the loss or a weight is not finite at rate 1"
+        "the training diverged in epoch 2, by step 2: the output of layer 'linear1' is not finite at rate 1e+30"
     )
     assert "--lr 0.01" in str(caught.value.hint)
     assert (tmp_path / runs.LAST).read_bytes() == good
