@@ -27,6 +27,7 @@ from rapa_cli.keyed import draws, global_generator
 from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.training.diverging import first_not_finite
 from rapa_cli.training.parallel import ALONE, Team
 from rapa_cli.training.schedule import optimizer, rate, set_rate
 from rapa_cli.training.sgd import AnalogSGD
@@ -206,6 +207,9 @@ class Training:
         own = ids[self.team.part(len(ids))]
         loss, wrong = self._gradients(own, device)
         loss, wrong = self.team.combine(self.network.parameters(), loss, wrong, len(own) / len(ids))
+        # Elsewhere looking would make every step wait for the device; there it is noticed at the end of the epoch.
+        if device.type == "cpu" and not torch.isfinite(loss):
+            raise self._diverged(sums, first_not_finite(self.network, lambda: self._gradients(own, device)))
         self.sgd.step()
         sums.add(loss, wrong, len(ids))
 
@@ -292,9 +296,15 @@ class Training:
         """Raises CheckFailed before a diverged state could take the place of a good checkpoint."""
         if torch.isfinite(sums.loss) and checkpoint.is_finite(self.network.state_dict()):
             return
+        raise self._diverged(sums, None)
+
+    def _diverged(self, sums: Sums, layer: str | None) -> CheckFailed:
+        """The error for a loss that is not finite, and the first layer whose output was not, where that is known."""
         recipe, epoch = self.manifest.recipe, self.progress.epoch
-        raise CheckFailed(
-            f"the training diverged in epoch {epoch + 1}: the loss or a weight is not finite "
+        step = -(-sums.seen // recipe.batch_size) + (layer is not None)
+        what = "the loss or a weight" if layer is None else f"the output of layer '{layer}'"
+        return CheckFailed(
+            f"the training diverged in epoch {epoch + 1}, by step {step}: {what} is not finite "
             f"at rate {rate(recipe, epoch):g}",
             hint=f"lower the rate, as in --lr {min(recipe.lr / 3, _USUAL_RATE):.2g}, or warm up: --set warmup_epochs=1",
         )
