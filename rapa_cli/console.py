@@ -47,15 +47,22 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def progress(*, transient: bool = True) -> Progress:
+def progress(*, transient: bool = True, counted: bool = True) -> Progress:
     """A progress bar on standard error; it shows nothing where that is no terminal.
 
     On a narrow terminal the bar itself and the count are left out, so that the texts stay whole.
+
+    Args:
+        transient: whether it goes when it ends.
+        counted: whether a count and the time left by the speed of the last half minute stand beside it; else the
+            task's description says what there is to say.
     """
     console = err()
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), TimeRemainingColumn()]
     if console.width >= _WIDE:
         columns = [SpinnerColumn(), columns[0], BarColumn(bar_width=None), MofNCompleteColumn(), columns[1]]
+    if not counted:
+        columns = [column for column in columns if not isinstance(column, (MofNCompleteColumn, TimeRemainingColumn))]
     return Progress(
         *columns,
         console=console,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,11 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import options
-from rapa_cli.errors import CheckFailed, ConfigError, RapaError, suggestion
+from rapa_cli.errors import CheckFailed, ConfigError, FileError, RapaError, suggestion
 
 if TYPE_CHECKING:
     import torch
+    from rich.progress import Progress
     from rich.table import Table
 
     from rapa_cli.experiments.jobs import Ended, Folder, Job
@@ -102,7 +104,7 @@ def reproduce(
     Example: rapa reproduce table2 --data cifar10 --epochs 20 --seeds 1, rapa reproduce all --plan
     """
     from rapa_cli.experiments import catalog, running
-    from rapa_cli.experiments.jobs import Folder, Results, with_needs
+    from rapa_cli.experiments.jobs import RESULTS, Folder, with_needs
     from rapa_cli.experiments.local import LocalEngine
     from rapa_cli.experiments.ray_engine import RayEngine
     from rapa_cli.experiments.settings import POOLS, SCHEMES, Settings
@@ -113,6 +115,8 @@ def reproduce(
         raise ConfigError(f"--engine: there is no '{engine}'", hint=suggestion(engine, _ENGINES))
     if engine == "local" and address is not None:
         raise ConfigError("--address cannot go without --engine ray", hint="add --engine ray")
+    if plan and report_only:
+        raise ConfigError("--plan and --report-only exclude each other", hint="leave one of them out")
     default = Settings()
     wanted = Settings(
         epochs=epochs,
@@ -130,35 +134,39 @@ def reproduce(
     # A wrong recipe is found here, and not by each job.
     planned = [job for experiment in experiments.values() for job in experiment.jobs(wanted)]
     running.check_recipes(folder, planned)
+    if report_only and planned and not (out / RESULTS).is_dir():
+        raise FileError(f"there are no results in {out}", hint="name the folder that they are in with --out")
+    for line in folder.damaged(planned):
+        console.note(f"{line}; its job counts as not done")
     if not (plan or report_only or json):
         console.note(f"folder {out}")
     outcome = running.Outcome()
-    if not report_only:
-        left = running.left(folder, planned)
+    left = [] if report_only else running.left(folder, planned)
+    if plan or left:
         place, slots, threads, devices = _shared(device, jobs)
+    if plan:
         estimated = _estimates(left, place, threads, data_dir) if left else {}
-        if plan:
-            _show_plan(planned, left, estimated, slots, json=json)
-            return
-        if left:
-            folder.make()
-            with (
-                held(folder.path),
-                contextlib.closing(
-                    RayEngine(folder, address=address, cpus=cpus, gpus=gpus, slots=jobs, data_dir=data_dir)
-                    if engine == "ray"
-                    else LocalEngine(folder, slots=slots, threads=threads, devices=devices, data_dir=data_dir)
-                ) as runner,
-            ):
+        # How many jobs a cluster has room for is not known here.
+        _show_plan(folder, planned, estimated, jobs if engine == "ray" else slots, json=json)
+        return
+    if left:
+        folder.make()
+        with held(folder.path):
+            estimated = _estimates(left, place, threads, data_dir)
+            with contextlib.closing(
+                RayEngine(folder, address=address, cpus=cpus, gpus=gpus, slots=jobs, data_dir=data_dir)
+                if engine == "ray"
+                else LocalEngine(folder, slots=slots, threads=threads, devices=devices, data_dir=data_dir)
+            ) as runner:
                 try:
                     outcome = _run(folder, planned, runner, estimated)
                 except BaseException:
-                    _write(folder, experiments, planned, wanted, {})
+                    _write(folder, experiments, planned, wanted)
                     console.note("what is done is kept; go on with the same command")
                     raise
-    found, paths = _write(folder, experiments, planned, wanted, outcome.failed)
+    found, paths = _write(folder, experiments, planned, wanted)
     if json:
-        console.print_json(_document(folder, found, outcome, paths, Results(folder, planned), planned))
+        console.print_json(_document(folder, found, paths, planned))
     else:
         _show(found, paths)
     _judge(outcome, found, len(with_needs(planned)), wanted.scaled_down)
@@ -213,39 +221,53 @@ def _run(folder: Folder, planned: Sequence[Job], engine: Engine, estimated: Mapp
     from rapa_cli.experiments import running
     from rapa_cli.training.stopping import StopRequest
 
-    with console.progress() as bar, StopRequest() as stop:
-        return running.run(folder, planned, engine, _Watcher(folder, bar, estimated), stop)
+    with console.progress(counted=False) as bar, StopRequest() as stop:
+        watcher = _Watcher(folder, bar, estimated, engine.slots)
+        return running.run(folder, planned, engine, watcher, stop)
 
 
 class _Watcher:
-    """A bar over the estimated seconds of all jobs, and a line for each that has ended."""
+    """A bar over the estimated seconds of all jobs with the time left, and a line for each that has ended."""
 
-    def __init__(self, folder: Folder, bar: Any, estimated: Mapping[Job, Estimate]) -> None:
-        self._folder, self._bar, self._estimated = folder, bar, estimated
-        self._ended = 0.0
-        self._left = len(estimated)
-        self._task = bar.add_task("", total=sum(each.seconds for each in estimated.values()))
+    def __init__(self, folder: Folder, bar: Progress, estimated: Mapping[Job, Estimate], slots: int) -> None:
+        from rapa_cli.experiments.schedule import TimeLeft
+
+        self._folder, self._bar = folder, bar
+        seconds = {job: each.seconds for job, each in estimated.items()}
+        done = {job: folder.share_done(job) for job in estimated}
+        self._left = TimeLeft(seconds, done, slots, time.monotonic())
+        self._work = self._left.work
+        self._task = bar.add_task("", total=self._work)
 
     def begun(self, job: Job) -> None:
         """Says so where there is no bar."""
+        self._left.begun(job, time.monotonic())
         if self._bar.disable:
-            console.note(f"begun  {job.words[0]} {job.label}")
+            console.note(f"begun  {job.words[0]} {job.label}; {self._state()}")
 
     def ended(self, job: Job, ended: Ended) -> None:
         """A line."""
-        self._ended += self._estimated[job].seconds
-        self._left -= 1
+        self._left.ended(job, time.monotonic(), done=ended.code == 0)
         state = "done  " if ended.code == 0 else "FAILED"
         why = "" if ended.code == 0 else f": {ended.message} (log {self._folder.log(job)})"
         self._bar.console.print(
             f"{state} {job.words[0]} {job.label}  {_duration(ended.seconds)}{why}", markup=False, highlight=False
         )
 
+    def skipped(self, jobs: Sequence[Job]) -> None:
+        """They are not waited for."""
+        self._left.skipped(jobs, time.monotonic())
+
     def tick(self, running: Sequence[Job]) -> None:
         """Moves the bar."""
-        part = sum(self._folder.share_done(job) * self._estimated[job].seconds for job in running)
-        text = f"{self._left} jobs left, {len(running)} running"
-        self._bar.update(self._task, completed=self._ended + part, description=text)
+        for job in running:
+            self._left.moved(job, self._folder.share_done(job), time.monotonic())
+        self._bar.update(self._task, completed=self._work - self._left.work, description=self._state())
+
+    def _state(self) -> str:
+        jobs = self._left.jobs
+        left = _duration(self._left.seconds(time.monotonic()))
+        return f"{jobs} {'job' if jobs == 1 else 'jobs'}, about {left} left"
 
 
 def _write(
@@ -253,44 +275,49 @@ def _write(
     experiments: Mapping[str, Any],
     planned: Sequence[Job],
     wanted: Settings,
-    failed: Mapping[Job, Ended],
 ) -> tuple[list[Finding], list[Path]]:
-    from rapa_cli.experiments.jobs import Results
+    from rapa_cli.experiments.jobs import Results, failures
     from rapa_cli.report import reproduction
 
     folder.make()
     results = Results(folder, planned)
     found = reproduction.findings(experiments, wanted, results)
-    return found, reproduction.write(folder, found, wanted, results, failed)
+    return found, reproduction.write(folder, found, wanted, results, *failures(folder, planned))
 
 
 def _show_plan(
-    planned: Sequence[Job], left: Sequence[Job], estimated: Mapping[Job, Estimate], slots: int, *, json: bool
+    folder: Folder, planned: Sequence[Job], estimated: Mapping[Job, Estimate], slots: int | None, *, json: bool
 ) -> None:
     from rapa_cli.experiments.jobs import with_needs
+    from rapa_cli.experiments.schedule import makespan
 
     every = with_needs(planned)
-    seconds, size = (sum(getattr(each, key) for each in estimated.values()) for key in ("seconds", "bytes"))
+    # What is left of trainings that were stopped.
+    left = {job: each.seconds * (1 - folder.share_done(job)) for job, each in estimated.items()}
+    seconds, size = sum(left.values()), sum(each.bytes for each in estimated.values())
+    whole = None if slots is None else makespan(left, slots)
     rows = [
         {
             "job": job.name,
             "command": shlex.join(["rapa", *job.words]),
             "needs": [need.name for need in job.needs],
-            "done": job not in estimated,
-            "seconds": estimated[job].seconds if job in estimated else None,
+            "done": job not in left,
+            "seconds": left.get(job),
             "bytes": estimated[job].bytes if job in estimated else None,
         }
         for job in every
     ]
     if json:
-        console.print_json({"jobs": rows, "seconds": seconds, "bytes": size, "at_a_time": slots})
+        document = {"jobs": rows, "seconds": seconds, "bytes": size, "at_a_time": slots, "whole_seconds": whole}
+        console.print_json(document)
         return
     for job in every:
-        time = _duration(estimated[job].seconds) if job in estimated else "done"
-        console.show(f"{time:>9}  {job.words[0]:<8} {job.label}")
+        duration = _duration(left[job]) if job in left else "done"
+        console.show(f"{duration:>9}  {job.words[0]:<8} {job.label}")
+    together = "" if whole is None else f", about {_duration(whole)} with {slots} at a time"
     console.show(
-        f"{len(every)} jobs, {len(left)} of them to do: {_duration(seconds)} of one after the other, about "
-        f"{_duration(seconds / slots)} with {slots} at a time, {size / 2**20:.0f} MiB on the disk"
+        f"{len(every)} jobs, {len(left)} of them to do: {_duration(seconds)} of one after the other{together}, "
+        f"{size / 2**20:.0f} MiB on the disk"
     )
 
 
@@ -333,23 +360,18 @@ def _table(grid: Grid) -> Table:
     return table
 
 
-def _document(
-    folder: Folder,
-    found: list[Finding],
-    outcome: Outcome,
-    paths: Sequence[Path],
-    results: Mapping[Job, Any],
-    planned: Sequence[Job],
-) -> dict[str, Any]:
-    from rapa_cli.experiments.jobs import with_needs
+def _document(folder: Folder, found: list[Finding], paths: Sequence[Path], planned: Sequence[Job]) -> dict[str, Any]:
+    from rapa_cli.experiments.jobs import failures, with_needs
     from rapa_cli.report.reproduction import claim_row
 
+    every = with_needs(planned)
+    failed, skipped = failures(folder, planned)
     return {
         "folder": folder.path,
-        "jobs": len(with_needs(planned)),
-        "done": len(results),
-        "failed": [{"job": job.name, "error": ended.message} for job, ended in outcome.failed.items()],
-        "skipped": [job.name for job in outcome.skipped],
+        "jobs": len(every),
+        "done": sum(folder.result(job) is not None for job in every),
+        "failed": [{"job": job.name, "error": why} for job, why in failed.items()],
+        "skipped": [job.name for job in skipped],
         "experiments": [
             {
                 "experiment": finding.name,

@@ -4,7 +4,7 @@ The folder of experiments is shared by all of them, so that a network which two 
 
 runs/NAME       what a training leaves
 results/NAME    what a job has found, with its command line: a job whose result is there is done
-logs/NAME       what a job said while it ran
+logs/NAME       what a job said while it ran, and why it failed
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rapa_cli.errors import FileError
-from rapa_cli.files import make_folder, write_text
+from rapa_cli.experiments.documents import check
+from rapa_cli.files import explained, make_folder, write_text
 from rapa_cli.runs import MANIFEST, read_metrics
 
 RUNS, RESULTS, LOGS = "runs", "results", "logs"
@@ -110,34 +111,58 @@ class Folder:
         return (*job.words, "--out", job.run)
 
     def result(self, job: Job) -> dict[str, Any] | None:
-        """What a job has found; None while it is not done.
-
-        Raises:
-            FileError: its result is damaged.
-        """
-        path = self.path / RESULTS / f"{job.name}.json"
+        """What a job has found; None while it is not done, as it is not where that is damaged."""
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))["document"]
-            if not isinstance(document, dict):
-                raise TypeError("there is no document in it")
-        except FileNotFoundError:
+            return self._read(job)
+        except FileError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise FileError(f"{path} cannot be read: {error}", hint="delete it, and the job is done again") from None
-        return document
+
+    def damaged(self, jobs: Iterable[Job]) -> list[str]:
+        """What is wrong with the results of jobs, and of all that they need: a line for each that is damaged."""
+        lines = []
+        for job in with_needs(jobs):
+            try:
+                self._read(job)
+            except FileError as error:
+                lines.append(error.message)
+        return lines
+
+    def failure(self, job: Job) -> str | None:
+        """Why a job that is not done has failed; None where it has not."""
+        try:
+            return self._failed(job).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return None
 
     def keep(self, job: Job, ended: Ended) -> None:
-        """Writes what a job has found.
+        """Writes what a job has found, or why it has failed.
 
         Raises:
             FileError: it cannot be written.
         """
+        if ended.code:
+            write_text(self._failed(job), ended.message + "\n")
+            return
+        with explained(self._failed(job), "delete"):
+            self._failed(job).unlink(missing_ok=True)
         document = {
             "command": shlex.join(["rapa", *job.words]),
             "seconds": ended.seconds,
             "document": ended.document,
         }
         write_text(self.path / RESULTS / f"{job.name}.json", json.dumps(document, indent=2) + "\n")
+
+    def _failed(self, job: Job) -> Path:
+        return self.path / LOGS / f"{job.name}.failed"
+
+    def _read(self, job: Job) -> dict[str, Any] | None:
+        path = self.path / RESULTS / f"{job.name}.json"
+        try:
+            return check(job.words[0], json.loads(path.read_text(encoding="utf-8"))["document"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise FileError(f"{path} cannot be read: {error}") from None
 
     def share_done(self, job: Job) -> float:
         """The part of a training's epochs that are done, from 0 to 1; 0 for other jobs."""
@@ -169,6 +194,25 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
     for job in jobs:
         add(job)
     return list(found.values())
+
+
+def dependents(lost: Iterable[Job], jobs: Iterable[Job]) -> list[Job]:
+    """Those of the jobs, what is needed first, that need a lost one, directly or not."""
+    names = {job.name for job in lost}
+    found = []
+    # What is needed comes first, so that one pass finds all.
+    for other in jobs:
+        if any(need.name in names for need in other.needs):
+            names.add(other.name)
+            found.append(other)
+    return found
+
+
+def failures(folder: Folder, jobs: Iterable[Job]) -> tuple[dict[Job, str], list[Job]]:
+    """The jobs that have failed, with why, and those that were not run since they need one of them."""
+    undone = [job for job in with_needs(jobs) if folder.result(job) is None]
+    failed = {job: why for job in undone if (why := folder.failure(job)) is not None}
+    return failed, [job for job in dependents(failed, undone) if job not in failed]
 
 
 class Results(Mapping[Job, dict[str, Any]]):

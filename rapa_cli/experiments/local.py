@@ -117,4 +117,4 @@ def ended(code: int, seconds: float, output: bytes, log: Path) -> Ended:
         return Ended(128 - code, seconds, message=f"killed by signal {-code}")
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line for line in lines if line.startswith("error: ")]
-    return Ended(code, seconds, message=said[-1] if said else f"ended with code {code}")
+    return Ended(code, seconds, message=said[-1].removeprefix("error: ") if said else f"ended with code {code}")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rapa_cli.errors import ConfigError, FileError
-from rapa_cli.experiments.jobs import Ended, Folder, Job, with_needs
+from rapa_cli.experiments.jobs import Ended, Folder, Job, dependents, with_needs
+from rapa_cli.experiments.schedule import ready
 from rapa_cli.experiments.settings import recipe_asked
 from rapa_cli.resources import is_path
 from rapa_cli.runs import read_manifest
@@ -46,6 +47,9 @@ class Watcher(Protocol):
     def ended(self, job: Job, ended: Ended) -> None:
         """When a job has ended, well or not."""
 
+    def skipped(self, jobs: Sequence[Job]) -> None:
+        """When jobs will not be run, since one that they need has failed."""
+
     def tick(self, running: Sequence[Job]) -> None:
         """Now and then while jobs run."""
 
@@ -66,11 +70,7 @@ class Outcome:
 
 
 def left(folder: Folder, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs with all that they need that are not done yet, what is needed first.
-
-    Raises:
-        FileError: a result is damaged.
-    """
+    """The jobs with all that they need that are not done yet, what is needed first."""
     return [job for job in with_needs(jobs) if folder.result(job) is None]
 
 
@@ -114,7 +114,7 @@ def run(folder: Folder, jobs: Sequence[Job], engine: Engine, watcher: Watcher, s
 
     Raises:
         Interrupted: a signal came; trainings have saved where they are.
-        FileError: a result is damaged or cannot be written.
+        FileError: a result cannot be written.
     """
     folder.make()
     waiting, outcome = left(folder, jobs), Outcome()
@@ -124,43 +124,28 @@ def run(folder: Folder, jobs: Sequence[Job], engine: Engine, watcher: Watcher, s
         try:
             while waiting or running:
                 stop.check()
-                for job in _ready(waiting, unfinished, engine.slots - len(running)):
+                for job in ready(waiting, unfinished, engine.slots - len(running)):
                     waiting.remove(job)
                     watcher.begun(job)
                     running[threads.submit(engine.execute, job)] = job
                 finished, _ = wait(running, _REFRESH_SECONDS, FIRST_COMPLETED)
                 for future in finished:
                     job, ended = running.pop(future), future.result()
+                    folder.keep(job, ended)
+                    hopeless: list[Job] = []
                     if ended.code == 0:
-                        folder.keep(job, ended)
                         unfinished.discard(job.name)
                         outcome.done.append(job)
                     else:
                         outcome.failed[job] = ended
-                        hopeless = _dependents(job, waiting)
+                        hopeless = dependents([job], waiting)
                         outcome.skipped += hopeless
                         waiting = [other for other in waiting if other not in hopeless]
                     watcher.ended(job, ended)
+                    watcher.skipped(hopeless)
                 watcher.tick(list(running.values()))
         except BaseException:
             # Trainings save where they are; the end of the pool waits for them.
             engine.stop()
             raise
     return outcome
-
-
-def _ready(waiting: list[Job], unfinished: set[str], room: int) -> list[Job]:
-    """The first jobs that may begin."""
-    return [job for job in waiting if not any(need.name in unfinished for need in job.needs)][: max(room, 0)]
-
-
-def _dependents(job: Job, waiting: list[Job]) -> list[Job]:
-    """The jobs that need it, directly or not."""
-    lost = {job.name}
-    found = []
-    # What is needed comes first, so that one pass finds all.
-    for other in waiting:
-        if any(need.name in lost for need in other.needs):
-            lost.add(other.name)
-            found.append(other)
-    return found

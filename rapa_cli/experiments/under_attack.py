@@ -45,12 +45,12 @@ def measures(settings: Settings, found: Found) -> list[Measure]:
         levels = [f"{point['asked']['snr_db']:g} dB" for point in (sweeps[0]["points"] if sweeps else [])]
         for number, level in enumerate(levels):
             theirs = settings.paper("figure4", f"accuracy, {name}") if level == f"{HUMAN_SNR} dB" else None
-            values = known([each[number] for each in points])
+            values = known([each[number] for each in points if number < len(each)])
             measured.append(
                 Measure("figure4", name, level, "accuracy of images right without noise (%)", values, theirs)
             )
         if name != "none":
-            closed = tuple(100 * part for part in known([_human(sweep)["gap_closed"] for sweep in sweeps]))
+            closed = tuple(100 * part for part in known([_human(sweep).get("gap_closed") for sweep in sweeps]))
             theirs = settings.paper("figure4", f"gap closed, {name}")
             measured.append(Measure("figure4", name, f"{HUMAN_SNR} dB", "gap closed (%)", closed, theirs))
     for name, (_, confidences) in _jobs(settings).items():
@@ -78,7 +78,7 @@ def verdicts(settings: Settings, found: Found) -> list[Verdict]:
         points = [
             point
             for point in (_human(found[job]) for job in attacks if job in found)
-            if point["gap_closed"] is not None
+            if point.get("gap_closed") is not None and None not in point["gap_closed_ci95"]
         ]
         margins = [50 * (point["gap_closed_ci95"][1] - point["gap_closed_ci95"][0]) for point in points]
         checked.append(
@@ -139,8 +139,8 @@ def _jobs(settings: Settings) -> dict[str, tuple[list[Job], list[Job]]]:
 
 
 def _human(sweep: dict[str, Any]) -> dict[str, Any]:
-    """The point of a sweep at the human threshold."""
-    return next(point for point in sweep["points"] if point["asked"]["snr_db"] == float(HUMAN_SNR))
+    """The point of a sweep at the human threshold; empty where there is none."""
+    return next((point for point in sweep["points"] if point["asked"]["snr_db"] == float(HUMAN_SNR)), {})
 
 
 def _name(tiles: tuple[int, ...]) -> str:

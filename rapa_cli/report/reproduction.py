@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from rapa_cli.errors import FileError
 from rapa_cli.experiments import similarity, under_attack
 from rapa_cli.experiments.catalog import ALL, EXPERIMENTS, Experiment
 from rapa_cli.experiments.claims import State, Verdict
-from rapa_cli.experiments.jobs import Ended, Folder, Job, Results
+from rapa_cli.experiments.jobs import Folder, Job, Results
 from rapa_cli.experiments.measures import Measure
-from rapa_cli.experiments.settings import HUMAN_SNR, Settings
+from rapa_cli.experiments.settings import Settings
 from rapa_cli.files import make_folder, write_text
 from rapa_cli.report import attack_figures, figures, layer_figures, reproduction_figures
 from rapa_cli.report.page import Block, Cell, Code, Mark, Page, Picture, Section, Table, Tone
 from rapa_cli.report.page import write as write_page
+from rapa_cli.report.reported import number_or_nan
 from rapa_cli.runs import LAST, read_manifest, write_rows
 
 TABLES, FIGURES, PAGE = "tables", "figures", "report.html"
@@ -108,6 +110,10 @@ def cell(measure: Measure | None) -> str:
     return " ".join([*parts, f"({theirs})"] if theirs else parts)
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else _numbers(value, None)
+
+
 def _numbers(value: float, spread: float | None) -> str:
     """A number and how much it varies, with three digits that say something where it is small."""
     form = ".2f" if abs(value) >= 1 else "#.3g"
@@ -129,9 +135,18 @@ def write(
     found: list[Finding],
     settings: Settings,
     results: Results,
-    failed: Mapping[Job, Ended],
+    failed: Mapping[Job, str],
+    skipped: Sequence[Job],
 ) -> list[Path]:
     """Writes tables, figures and the page; gives the paths of the tables and of the page.
+
+    Args:
+        folder: of the experiments.
+        found: what they have found.
+        settings: with which they were run.
+        results: of the jobs that are done.
+        failed: jobs, with why.
+        skipped: jobs that need one of those.
 
     Raises:
         FileError: one of them cannot be written.
@@ -149,7 +164,8 @@ def write(
         paths.append(tables / f"{finding.name}.json")
     sections = [_claims(found, settings), *(_section(folder, finding, settings, results) for finding in found)]
     if failed:
-        rows_failed = [[job.name, ended.message] for job, ended in failed.items()]
+        rows_failed = [[job.name, why] for job, why in failed.items()]
+        rows_failed += [[job.name, "not run: it needs one that failed"] for job in skipped]
         sections.insert(1, Section("Jobs that failed", [Table("Failed", ["job", "why"], rows_failed)]))
     sections.append(_how(folder, [finding.name for finding in found], settings, results))
     page = Page("The paper's experiments, run again", sections, subtitle=_subtitle(settings))
@@ -296,9 +312,16 @@ def _similarities(folder: Folder, finding: Finding, settings: Settings, results:
         if measure.row == "random" and measure.mean is not None:
             found.setdefault(measure.column, {})[measure.name.removeprefix("S of ")] = measure.mean
     if found:
-        figure = layer_figures.similarities(found)
+        layers = list(dict.fromkeys(layer for by_layer in found.values() for layer in by_layer))
+        rows = [[pool, *(_number(by_layer.get(layer)) for layer in layers)] for pool, by_layer in found.items()]
         pictures["-similarity"] = Picture(
-            figure, "Similarity S of tiles with random tiling", "A bar for each way to pool and each layer."
+            layer_figures.similarities(found),
+            "Similarity S of tiles with random tiling",
+            " ".join(
+                f"{row[0]}: {', '.join(f'{s} in {layer}' for s, layer in zip(row[1:], layers, strict=True))}."
+                for row in rows
+            ),
+            table=Table("Similarity S", ["", *layers], rows),
         )
     for pool, runs in similarity.random_runs(settings).items():
         path = folder.path / runs[0].run / LAST
@@ -319,38 +342,78 @@ def _attacks(settings: Settings, results: Results) -> dict[str, Picture]:
     pictures = {}
     curves: list[attack_figures.Curve] = []
     panels: dict[str, dict[str, list[int]]] = {}
+    points: list[list[Cell]] = []
+    said: list[str] = []
+    sure: list[str] = []
     for name in under_attack.networks(settings):
-        attack, sure = under_attack.jobs_of(settings, name)[0]
+        attack, look = under_attack.jobs_of(settings, name)[0]
         if attack in results:
-            points = results[attack]["points"]
+            measured = [point for point in results[attack]["points"] if point["accuracy"] is not None]
+            intervals = [tuple(map(number_or_nan, point["ci95"])) for point in measured]
             curves.append(
                 attack_figures.Curve(
                     name,
                     "FGSM, fresh draw",
-                    [point["snr_db"] for point in points],
-                    [point["accuracy"] for point in points],
-                    [tuple(point["ci95"]) for point in points],
+                    [number_or_nan(point["snr_db"]) for point in measured],
+                    [point["accuracy"] for point in measured],
+                    [(low, high) for low, high in intervals],
                 )
             )
-        if sure in results:
-            for document in results[sure]["confidence"]:
+            points += [
+                [
+                    name,
+                    f"{point['asked']['snr_db']:g}",
+                    _number(point["snr_db"]),
+                    _number(point["accuracy"]),
+                    f"{low:.2f} to {high:.2f}",
+                ]
+                for point, (low, high) in zip(measured, intervals, strict=True)
+            ]
+            told = [f"{point['accuracy']:.1f} % at {point['asked']['snr_db']:g} dB" for point in measured]
+            said.append(f"{name}: {', '.join(told)}.")
+        if look in results:
+            for document in results[look]["confidence"]:
                 what = "without noise" if document["snr_db"] is None else f"FGSM at {document['snr_db']:g} dB"
                 panels.setdefault(what, {})[name] = document["histogram"]
+                sure.append(
+                    f"{name}, {what}: mean {document['mean']:.1f} %, {document['over_90']:.1f} % of images above 90 %."
+                )
     if curves:
         title = f"{settings.data[0]}, seed 0, 95 % bands"
-        figure = attack_figures.accuracy_against_snr(
-            curves, title, space="raw pixels", over="images right without noise"
+        columns = ["network", "asked (dB)", "SNR (dB)", "accuracy (%)", "95 % interval"]
+        pictures[""] = Picture(
+            attack_figures.accuracy_against_snr(curves, title, space="raw pixels", over="images right without noise"),
+            "Accuracy under FGSM",
+            " ".join(said),
+            caption="Of the trainings with seed 0; the tables above are of all seeds." if settings.seeds > 1 else "",
+            table=Table(f"Accuracy under FGSM: {title}", columns, points),
         )
-        text = f"Accuracy against the signal-to-noise ratio; {', '.join(curve.network for curve in curves)}."
-        pictures[""] = Picture(figure, "Accuracy under FGSM", text)
     if panels:
         pictures["-confidence"] = Picture(
             reproduction_figures.confidences(panels),
             "How sure the networks are",
-            f"Distribution of the highest probability, without noise and under FGSM at {HUMAN_SNR} dB.",
+            f"Distribution of the highest probability. {' '.join(sure)}",
+            table=_bins(panels),
             wide=True,
         )
     return pictures
+
+
+def _bins(panels: Mapping[str, Mapping[str, list[int]]]) -> Table:
+    """Images in each bin of the highest probability, a column for each network and what was done to the images."""
+    columns = {f"{name}, {what}": counts for what, networks in panels.items() for name, counts in networks.items()}
+    bins = max(map(len, columns.values()))
+    rows: list[list[Cell]] = [
+        [
+            f"{100 * number / bins:g} to {100 * (number + 1) / bins:g}",
+            *(
+                _number(100 * counts[number] / max(sum(counts), 1)) if number < len(counts) else ""
+                for counts in columns.values()
+            ),
+        ]
+        for number in range(bins)
+    ]
+    return Table("Share of images (%)", ["highest probability (%)", *columns], rows)
 
 
 def _tiles(finding: Finding) -> dict[str, Picture]:
@@ -362,8 +425,15 @@ def _tiles(finding: Finding) -> dict[str, Picture]:
     measured = {name: points for name, points in panels.items() if len(points) > 1}
     if len(measured) < 2:
         return {}
-    text = "Error, vote, similarity, accuracy under attack and analog time against the tiles of the first layer."
-    return {"": Picture(reproduction_figures.against_tiles(measured), "From few tiles to many", text, wide=True)}
+    said, rows = [], []
+    for name, points in measured.items():
+        first, last = min(points), max(points)
+        ends = (f"{_number(points[count][0])} with {count} tiles" for count in (first, last))
+        said.append(f"{name}: {' and '.join(ends)}.")
+        rows += [[name, f"{count}", _numbers(*points[count])] for count in sorted(points)]
+    table = Table("Against the tiles of the first layer", ["", "tiles", "mean"], rows)
+    figure = reproduction_figures.against_tiles(measured)
+    return {"": Picture(figure, "From few tiles to many", " ".join(said), table=table, wide=True)}
 
 
 def _regularizer(settings: Settings, results: Results) -> dict[str, Picture]:
@@ -375,5 +445,16 @@ def _regularizer(settings: Settings, results: Results) -> dict[str, Picture]:
         return {}
     title = f"{document['data']}: {' or '.join(document['classes'])}, {document['images']} training images"
     figure = regularizer_against_tiles(document["rows"], title)
-    text = "R and its approximation, the variance across tiles, losses and errors against the number of tiles."
-    return {"": Picture(figure, "Logistic regressions with ever more tiles", text, wide=True)}
+    keys = [key for key, values in document["rows"][0].items() if isinstance(values, list) and key != "seed"]
+    means = [
+        [row["training"], f"{row['tiles']}", *(_number(statistics.fmean(row[key])) for key in keys)]
+        for row in document["rows"]
+    ]
+    said = []
+    for training in dict.fromkeys(row["training"] for row in document["rows"]):
+        several = [row for row in document["rows"] if row["training"] == training and row["tiles"] > 1]
+        ends = (f"{_number(statistics.fmean(row['regularizer']))} with {row['tiles']} tiles" for row in several)
+        if several:
+            said.append(f"R, {training}: {', '.join(ends)}.")
+    table = Table("Means over seeds", ["", "tiles", *(key.replace("_", " ") for key in keys)], means)
+    return {"": Picture(figure, "Logistic regressions with ever more tiles", " ".join(said), table=table, wide=True)}

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from rapa_cli import app
+from rapa_cli.files import held, make_folder
 from tests.commands.conftest import Run, refused
 from tests.training import tiny
 
@@ -71,6 +72,8 @@ def test_a_plan_names_every_job_with_time_and_disk(rapa: Run, data: Path, monkey
     tiled = next(job for job in document["jobs"] if "random" in job["command"])
     assert document["jobs"][3]["needs"] == [tiled["job"]]
     assert not Path("reproduce").exists(), "a plan leaves nothing behind"
+    longest = tiled["seconds"] + max(job["seconds"] for job in document["jobs"][3:])
+    assert document["whole_seconds"] >= max(longest, document["seconds"] / document["at_a_time"])
     assert "5 jobs, 5 of them to do" in rapa(*words).out
 
 
@@ -89,6 +92,7 @@ def test_a_recipe_file_is_named_as_jobs_see_it(rapa: Run) -> None:
         (["table2", "--pools", "max,men"], "--pools: got 'men'", "max"),
         (["table1", "--schemes", " "], "--schemes: got nothing", "commas"),
         (["table1", "--engine", "rya"], "--engine: there is no 'rya'", "ray"),
+        (["table1", "--plan", "--report-only"], "--plan and --report-only exclude each other", "leave one"),
         (["table1", "--address", "auto"], "--address cannot go without --engine ray", "--engine ray"),
         (["table1", "--recipe", "paper", "--set", "lrr=1"], "unknown key 'lrr'", "lr"),
     ],
@@ -97,7 +101,26 @@ def test_what_cannot_be_is_refused(rapa: Run, words: list[str], message: str, hi
     refused(rapa("reproduce", *words), 2, message, hint)
 
 
+def test_results_that_are_not_there_are_not_reported(rapa: Run) -> None:
+    outcome = rapa("reproduce", "table1", "--data", "mini", "--report-only", "--out", "mistyped")
+    refused(outcome, 3, "there are no results in mistyped", "--out")
+    assert not Path("mistyped").exists()
+
+
+def test_a_folder_in_use_is_refused_before_speeds_are_measured(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rapa_cli.experiments import probe
+
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(probe, "estimates", measured)
+    with held(make_folder(Path("used"))):
+        outcome = rapa("reproduce", "table1", "--data", "shapes", "--seeds", "1", "--out", "used")
+    refused(outcome, 2, "used is in use by", "wait")
+
+
 def test_nothing_to_run_makes_tables_and_a_page(rapa: Run) -> None:
+    Path("all/results").mkdir(parents=True)
     outcome = rapa("reproduce", "table1", "figure2", "--data", "mini", "--report-only", "--out", "all", "--json")
     document = outcome.document
     assert document["done"] == 0

@@ -93,8 +93,8 @@ def test_tables_and_the_page_are_written(folder: Folder) -> None:
     every = Results(folder, [job for name in EXPERIMENTS for job in EXPERIMENTS[name].jobs(SETTINGS)])
     experiments = EXPERIMENTS
     found = reproduction.findings(experiments, SETTINGS, every)
-    failed = {SETTINGS.train("none", seed=9): Ended(3, 1.0, message="error: <the disk> is full")}
-    paths = reproduction.write(folder, found, SETTINGS, every, failed)
+    failed = {SETTINGS.train("none", seed=9): "<the disk> is full"}
+    paths = reproduction.write(folder, found, SETTINGS, every, failed, [])
     assert all(path.is_file() for path in paths)
     page = (folder.path / reproduction.PAGE).read_text()
     HTMLParser().feed(page)
@@ -197,16 +197,62 @@ def test_the_page_says_what_is_not_the_papers_and_how_to_repeat_it(tmp_path: Pat
     folder.make()
     chosen = named(("table1", "figure3"))
     every = Results(folder, [])
-    reproduction.write(folder, reproduction.findings(chosen, settings, every), settings, every, {})
+    lost = settings.train("none", seed=0), settings.train("random", seed=0)
+    findings = reproduction.findings(chosen, settings, every)
+    reproduction.write(folder, findings, settings, every, {lost[0]: "the disk is full"}, [lost[1]])
     page = html.unescape((tmp_path / reproduction.PAGE).read_text())
     assert "recipe short instead of the paper's, with lr=0.001, 20 epochs instead of 400, 1 seed instead of 3" in page
+    assert page.index(lost[0].name) < page.index("the disk is full") < page.index(lost[1].name)
     words = "--set lr=0.001 --epochs 20 --seeds 1 --data 'cifar10,my data' --recipe short --out ."
     assert f"rapa reproduce table1 figure3 {words}" in page
     assert Settings().words == Settings().scaled_down == []
     assert Settings(pools=("max",), data=("svhn",)).scaled_down == []
     found = reproduction.findings(EXPERIMENTS, Settings(), every)
-    reproduction.write(folder, found[:1], Settings(), every, {})
+    reproduction.write(folder, found[:1], Settings(), every, {}, [])
     assert "These are not the paper's settings" not in html.unescape((tmp_path / reproduction.PAGE).read_text())
+
+
+def test_figures_say_what_is_seen_and_have_their_numbers_behind_them(tmp_path: Path) -> None:
+    settings, folder = Settings(seeds=1, tiles=(16, 32)), Folder(tmp_path)
+    folder.make()
+    chosen = named(("figure3", "figure4", "tiles", "regularizer"))
+    points = [
+        {"asked": {"snr_db": 50.0}, "snr_db": 50.125, "accuracy": 98.25, "ci95": [97.5, 99.0]},
+        {"asked": {"snr_db": 33.0}, "snr_db": 33.5, "accuracy": None, "ci95": [None, None]},
+    ]
+    sure = {"mean": 81.5, "over_90": 50.0, "mean_wrong": None, "se_wrong": None, "histogram": [1, 3]}
+    keys = ("regularizer", "approximation", "variance", "train_loss", "test_loss", "test_error", "gap")
+    keys += tuple(f"{how}_{split}_loss" for how in ("mean", "averaged") for split in ("train", "test"))
+    documents: dict[str, dict[str, Any]] = {
+        "attack": {"points": points},
+        "evaluate": {"confidence": [{"snr_db": None, **sure}, {"snr_db": 33.0, **sure}]},
+        "inspect": {"layers": [{"similarity": 0.125}, {"similarity": 0.25}]},
+        "vote": {"single_error": 20.0, "vote_error": 19.0, "gain_se": 0.1},
+        "regularizer": {
+            "data": "cifar10",
+            "classes": ["cat", "dog"],
+            "images": 200,
+            "rows": [
+                {"training": "rate x tiles", "tiles": tiles, "seed": [0], **{key: [0.375 * tiles] for key in keys}}
+                for tiles in (1, 2, 4)
+            ],
+        },
+    }
+    jobs = with_needs(job for experiment in chosen.values() for job in experiment.jobs(settings))
+    for job in jobs:
+        if not job.trains:
+            folder.keep(job, Ended(0, 0.0, documents[job.words[0]]))
+    results = Results(folder, jobs)
+    reproduction.write(folder, reproduction.findings(chosen, settings, results), settings, results, {}, [])
+    page = html.unescape((tmp_path / reproduction.PAGE).read_text())
+    assert page.count("Numbers behind this figure") == 5
+    assert "none: 98.2 % at 50 dB." in page
+    assert ">97.50 to 99.00<" in page
+    assert "none, without noise: mean 81.5 %, 50.0 % of images above 90 %." in page
+    assert ">75.00<" in page, "of the histogram"
+    assert "max pooling: 0.125 in convolution 1, 0.250 in convolution 2." in page
+    assert "vote 5: error (%): 19.00 with 16 tiles and 19.00 with 32 tiles." in page
+    assert "R, rate x tiles: 0.750 with 2 tiles, 1.50 with 4 tiles." in page
 
 
 def test_experiments_share_their_trainings() -> None:

@@ -149,7 +149,7 @@ def test_a_job_that_fails(temporary: Path) -> None:
     assert b"hint: did you mean '--seed'?" in b"".join(report.log for report in found)
     ended = found[-1].ended
     assert ended is not None
-    assert (ended.code, ended.message) == (2, "error: no such option: --sead")
+    assert (ended.code, ended.message) == (2, "no such option: --sead")
     assert not list(temporary.iterdir())
 
 

@@ -137,6 +137,9 @@ class Watcher:
         if ended.code:
             self.failed[job.name] = ended
 
+    def skipped(self, jobs: Sequence[Job]) -> None:
+        pass
+
     def tick(self, running: Sequence[Job]) -> None:
         self.on_tick(running)
 
@@ -198,7 +201,7 @@ def test_a_job_that_fails_a_worker_that_is_lost_and_a_stop(few_shapes: None, tmp
         with pytest.raises(Interrupted):
             running.run(folder, [wrong, endless], engine, watcher, stop)
     assert {name: (ended.code, ended.message) for name, ended in watcher.failed.items()} == {
-        wrong.name: (2, "error: no such option: --sead")
+        wrong.name: (2, "no such option: --sead")
     }
     log = folder.log(endless).read_text()
     assert len(killed) == 1

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapa_cli.config import load_network
-from rapa_cli.errors import ConfigError, FileError, Interrupted
-from rapa_cli.experiments.jobs import RESULTS, Ended, Folder, Job, Results, with_needs
+from rapa_cli.errors import ConfigError, Interrupted
+from rapa_cli.experiments.documents import check
+from rapa_cli.experiments.jobs import RESULTS, Ended, Folder, Job, Results, failures, with_needs
 from rapa_cli.experiments.running import check_recipes, left, run
 from rapa_cli.experiments.settings import Settings, recipe_asked
 from rapa_cli.files import make_folder
@@ -32,6 +33,9 @@ class Quiet:
 
     def ended(self, job: Job, ended: Ended) -> None:
         self.said.append(f"ended {job.label}")
+
+    def skipped(self, jobs: Sequence[Job]) -> None:
+        self.said += [f"skipped {job.label}" for job in jobs]
 
     def tick(self, running: Sequence[Job]) -> None:
         pass
@@ -56,7 +60,7 @@ class Fake:
             self.executed.append(job.label)
             self.at_once -= 1
         if job.label in self._failing:
-            return Ended(3, 0.1, message="error: the disk is full")
+            return Ended(3, 0.1, message="the disk is full")
         return Ended(0, 0.1, {"label": job.label})
 
     def stop(self) -> None:
@@ -67,7 +71,7 @@ class Fake:
 
 
 def job(label: str, *needs: Job) -> Job:
-    return Job(("inspect", label), label, needs)
+    return Job(("nothing", label), label, needs)
 
 
 def test_what_is_needed_comes_first_and_each_once(tmp_path: Path) -> None:
@@ -100,13 +104,17 @@ def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
     c, y = job("c", b), job("y", x)
     folder = Folder(tmp_path)
     engine = Fake(folder, failing=["a"])
-    outcome = run(folder, [c, y], engine, Quiet(), StopRequest())
+    watcher = Quiet()
+    outcome = run(folder, [c, y], engine, watcher, StopRequest())
     assert sorted(engine.executed) == ["a", "x", "y"]
+    assert [line for line in watcher.said if line.startswith("skipped")] == ["skipped b", "skipped c"]
+    assert failures(folder, [c, y]) == ({a: "the disk is full"}, [b, c])
     assert [each.label for each in outcome.failed] == ["a"]
     assert [each.label for each in outcome.skipped] == ["b", "c"]
     again = Fake(folder)
     assert not run(folder, [c, y], again, Quiet(), StopRequest()).failed
     assert again.executed == ["a", "b", "c"]
+    assert failures(folder, [c, y]) == ({}, [])
 
 
 def test_no_more_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
@@ -131,16 +139,36 @@ def test_a_signal_stops_the_plan_and_keeps_what_is_done(tmp_path: Path) -> None:
     assert 1 <= len(Results(folder, jobs)) < 5
 
 
-def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+def test_a_damaged_result_is_named_and_its_job_done_again(tmp_path: Path) -> None:
     folder, a = Folder(tmp_path), job("a")
     run(folder, [a], Fake(folder), Quiet(), StopRequest())
     path = tmp_path / RESULTS / f"{a.name}.json"
-    path.write_text(path.read_text()[:-30])
-    with pytest.raises(FileError, match="cannot be read"):
-        folder.result(a)
-    path.write_text(json.dumps({"document": None}))
-    with pytest.raises(FileError, match="cannot be read"):
-        folder.result(a)
+    for text in (path.read_text()[:-30], json.dumps({"document": None}), "[]"):
+        path.write_text(text)
+        assert folder.result(a) is None
+        (line,) = folder.damaged([job("b", a)])
+        assert f"{path} cannot be read" in line
+        assert len(Results(folder, [a])) == 0
+    engine = Fake(folder)
+    run(folder, [a], engine, Quiet(), StopRequest())
+    assert engine.executed == ["a"]
+    assert folder.damaged([a]) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "document", "key"),
+    [
+        ("train", {}, "test_error"),
+        ("vote", {"single_error": "low", "vote_error": 1.0, "gain_se": 0.1}, "single_error"),
+        ("attack", {"points": []}, "points"),
+        ("attack", {"points": [{"accuracy": 1.0}]}, "points.0.asked"),
+        ("inspect", {"layers": [{"similarity": None}, {}]}, "layers.1.similarity"),
+        ("evaluate", {"confidence": None}, "confidence"),
+    ],
+)
+def test_a_document_without_what_experiments_read_is_none(command: str, document: object, key: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key}: "):
+        check(command, document)
 
 
 @given(st.lists(st.lists(st.integers(0, 30), max_size=4), max_size=15))
