@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow soak lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,10 @@ test: lint ## install the test tools, then run ruff, mypy and the quick tests
 
 test-slow: $(TOOLS) ## run the tests that take longer than ten seconds
 	$(BIN)/pytest -m slow
+
+soak: $(TOOLS) ## kill trainings, run for long and damage files, with a report; an hour of one core
+	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.fuzz
 
 lint: $(TOOLS) ## run ruff and mypy
 	$(BIN)/ruff check .

@@ -31,12 +31,12 @@ class Soak:
     def kills(self) -> Iterator[str]:
         """Runs killed at random moments; the first of them `most` times, the others a tenth as often."""
         kills.prepare(self._folder, self._launcher, train=28, test=12)
-        started = time.monotonic()
-        kills.done(self._launcher.run([*kills.words("random", 1), "--out", "first"]))
-        usual = time.monotonic() - started
         total = Tally()
         for number, name in enumerate(kills.SETTINGS):
             count = self._most if number == 0 else max(self._most // 10, 1)
+            started = time.monotonic()
+            kills.done(self._launcher.run([*kills.words(name, 1), "--out", f"{number} first"]))
+            usual = time.monotonic() - started
             begin, parts, whole = kills.words(name, _ENDLESS), f"{number} parts", f"{number} whole"
             tally = kills.killed_often(
                 self._launcher, self._folder, parts, begin, (self._kill(usual) for _ in range(count))
