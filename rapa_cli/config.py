@@ -159,9 +159,10 @@ class Recipe(Frozen):
         description: one sentence.
         epochs: passes over the training images.
         batch_size: images of one step.
+        accumulate: parts in which a step's images are computed one after the other, their gradients added.
         lr: learning rate.
-        lr_scaling: whether the rate of a tiled layer is multiplied by its tiles, each of which sees 1 / tiles of the
-            patches.
+        lr_scaling: what the rate of a tiled layer is multiplied by: nothing, the square root of its tiles, or, as each
+            of them sees 1 / tiles of the patches, their number.
         momentum: of SGD; 0 is plain SGD.
         weight_decay: per step, times the rate.
         decay_bias: whether biases decay too.
@@ -178,8 +179,9 @@ class Recipe(Frozen):
     description: str = ""
     epochs: int = Field(ge=0)
     batch_size: int = Field(ge=1)
+    accumulate: int = Field(1, ge=1)
     lr: float = Field(gt=0)
-    lr_scaling: Literal["none", "linear"] = "none"
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
     momentum: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     decay_bias: bool = True

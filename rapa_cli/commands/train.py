@@ -86,7 +86,21 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, show_default=False, help="Images of one step.")
     ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, show_default=False, help="Compute a step's images in N parts, which takes less memory."
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", show_default=False, help="Learning rate.")] = None,
+    lr_scaling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="What the rate of a layer is multiplied by: none, sqrt or linear in its tiles.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,7 +150,9 @@ def train(
         "--weights": weights,
         "--recipe": recipe,
         "--batch-size": batch_size,
+        "--accumulate": accumulate,
         "--lr": lr,
+        "--lr-scaling": lr_scaling,
         "--set": settings,
         "--seed": seed,
         "--out": out,
@@ -170,7 +186,10 @@ def train(
                 lambda: requested(
                     network or "full", recipe or "short", images, seed or 0,
                     scheme=scheme, tiles=_tiles(tiles), pool=pool, arrays=arrays,
-                    settings=_settings(settings, epochs=epochs, batch_size=batch_size, lr=lr),
+                    settings=_settings(
+                        settings, epochs=epochs, batch_size=batch_size, accumulate=accumulate, lr=lr,
+                        lr_scaling=lr_scaling,
+                    ),
                     provenance=_provenance(recipe or "short", team.size), code=trusted, weights=weights,
                 )
             )  # fmt: skip

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rapa_cli import checkpoint, runs
+from rapa_cli.analog.module import AwareMatrices, PulsedMatrices
 from rapa_cli.analysis.evaluation import Evaluation, evaluate, evaluating
 from rapa_cli.analysis.similarity import similarity
 from rapa_cli.analysis.voting import vote_error
 from rapa_cli.checkpoint import Description, Progress
+from rapa_cli.config import Recipe
 from rapa_cli.data.augmentation import augment, pixels
 from rapa_cli.data.images import DataSet
 from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted, RapaError
@@ -28,7 +30,7 @@ from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.training.diverging import first_not_finite
-from rapa_cli.training.parallel import ALONE, Team
+from rapa_cli.training.parallel import ALONE, Team, needs_whole_batches
 from rapa_cli.training.schedule import optimizer, rate, set_rate
 from rapa_cli.training.sgd import AnalogSGD
 from rapa_cli.training.stopping import StopRequest
@@ -215,9 +217,17 @@ class Training:
 
     def _gradients(self, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Leaves the gradients of the mean loss of images; gives that loss, and how many were classified wrongly."""
-        if not len(ids):
-            self.sgd.zero_grad(set_to_none=True)
-            return torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+        self.sgd.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=device)
+        wrong = torch.zeros((), dtype=torch.int64, device=device)
+        for part in ids.chunk(self.manifest.recipe.accumulate) if len(ids) else ():
+            of_part, wrong_of_part = self._add_gradients(part, device, share=len(part) / len(ids))
+            loss += of_part
+            wrong += wrong_of_part
+        return loss, wrong
+
+    def _add_gradients(self, ids: Tensor, device: torch.device, *, share: float) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of a part of the images, their mean loss times its share of them."""
         recipe, seed, epoch, train = self.manifest.recipe, self.manifest.seed, self.progress.epoch, self.data.train
         images, labels = train.images[ids], train.labels[ids].to(device)
         ids = ids.to(device)
@@ -227,7 +237,8 @@ class Training:
         with draws(self.network, images=ids, seed=seed, draw=epoch, stream="train"):
             logits = self.network(x) if self.network.definition.module is None else self._logits(x, ids)
         loss = nn.functional.cross_entropy(logits, labels)
-        self.sgd.zero_grad(set_to_none=True)
+        if share < 1:
+            loss = loss * share
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), (logits.detach().argmax(1) != labels).sum()
 
@@ -356,17 +367,29 @@ def untrained(
         weights=weights,
     )
     team.accept(network, manifest.recipe.batch_size, data)
-    _check_batches(network, manifest.recipe.batch_size, len(data.train))
+    _check_batches(network, manifest.recipe, len(data.train))
     return network.to(device)
 
 
-def _check_batches(network: nn.Module, size: int, images: int) -> None:
-    """Raises ConfigError where a batch of one image would be normalised by itself."""
-    single = size == 1 or images % size == 1
-    norms = [name for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    if single and norms:
+def _check_batches(network: nn.Module, recipe: Recipe, images: int) -> None:
+    """Raises ConfigError where batches are too small for a layer, or their parts cannot be computed apart."""
+    size, parts = recipe.batch_size, recipe.accumulate
+    if parts > size:
         raise ConfigError(
-            f"--batch-size {size}: of {images} images the last batch has one, too few for layer '{norms[0]}'",
+            f"--accumulate {parts}: that is less than one image for each part of a batch of {size}",
+            hint=f"allowed are 1 to {size}",
+        )
+    for name, layer in network.named_modules():
+        # Normalisation and dropout take each part for a batch.
+        on_arrays = isinstance(layer, PulsedMatrices | AwareMatrices)
+        reason = needs_whole_batches(layer) if parts > 1 and on_arrays else None
+        if reason:
+            raise ConfigError(f"--accumulate {parts}: layer '{name.rpartition('.')[0]}': {reason}", hint="leave it out")
+    last = images % size or size
+    norms = [name for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if norms and any(len(part) == 1 for count in (size, last) for part in torch.empty(count).chunk(parts)):
+        raise ConfigError(
+            f"--batch-size {size}: of {images} images some are computed alone, too few for layer '{norms[0]}'",
             hint="take another batch size",
         )
 

@@ -132,7 +132,7 @@ class Team:
                 hint=f"start {batch_size} processes at most, or take larger batches",
             )
         for name, matrices in network.named_modules():
-            reason = _needs_whole_batches(matrices)
+            reason = needs_whole_batches(matrices)
             if reason:
                 on_arrays = isinstance(matrices, PulsedMatrices | AwareMatrices)
                 layer = name.rpartition(".")[0] if on_arrays else name
@@ -321,7 +321,7 @@ def joined() -> Iterator[Team]:
         team.leave(alone=alone)
 
 
-def _needs_whole_batches(module: nn.Module) -> str | None:
+def needs_whole_batches(module: nn.Module) -> str | None:
     """Why the parts of a batch cannot be computed apart; None where they can."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return "it normalises by means over whole batches"

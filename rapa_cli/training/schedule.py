@@ -14,6 +14,9 @@ from rapa_cli.layers.pooling import MixedPool2d
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.training.sgd import AnalogSGD
 
+# Of a layer's tiles, by the scaling of its rate.
+_EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+
 
 def rate(recipe: Recipe, epoch: int) -> float:
     """The rate in an epoch, counted from 0: stepwise, and lower while it warms up."""
@@ -51,8 +54,7 @@ def _parameters(network: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Paramet
 
 def _of_layers(network: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Parameter, float, float]]:
     for layer in network.modules():
-        tiled = isinstance(layer, TiledConv2d) and recipe.lr_scaling == "linear"
-        scale = float(layer.tiles) if tiled else 1.0  # type: ignore[arg-type]
+        scale = float(layer.tiles ** _EXPONENTS[recipe.lr_scaling]) if isinstance(layer, TiledConv2d) else 1.0
         # What reads a layer's arrays is a module of its own, and a part of the layer.
         own = [] if isinstance(layer, (PulsedMatrices, AwareMatrices)) else layer.named_parameters(recurse=False)
         matrices = getattr(layer, "matrices", None)

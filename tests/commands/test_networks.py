@@ -165,7 +165,7 @@ def test_what_fails_in_training_alone_is_told(rapa: Run, file: Path) -> None:
 
 
 def test_a_last_batch_of_one_image_is_refused(rapa: Run, file: Path) -> None:
-    message = "--batch-size 59: of 60 images the last batch has one, too few for layer 'body.norm'"
+    message = "--batch-size 59: of 60 images some are computed alone, too few for layer 'body.norm'"
     refused(rapa(*TRAIN[:-3], "59"), 2, message, "take another batch size")
 
 

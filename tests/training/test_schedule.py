@@ -60,8 +60,21 @@ def test_the_rate_of_a_layer_grows_with_its_tiles(scheme: str) -> None:
     }
 
 
+def test_the_rate_of_a_layer_may_grow_with_the_root_of_its_tiles() -> None:
+    found = settings(tiny.network(scheme="random", tiles=(16, 4)), lr_scaling="sqrt")
+    assert {name: rate for name, (rate, _) in found.items()} == {
+        "conv1.weight": 8.0,
+        "conv1.bias": 8.0,
+        "conv2.weight": 4.0,
+        "conv2.bias": 4.0,
+        "linear1.weight": 2.0,
+        "linear1.bias": 2.0,
+    }
+
+
 def test_an_untiled_network_is_not_scaled() -> None:
-    assert set(settings(tiny.network(), lr_scaling="linear").values()) == {(2.0, 0.1)}
+    for scaling in ("none", "sqrt", "linear"):
+        assert set(settings(tiny.network(), lr_scaling=scaling).values()) == {(2.0, 0.1)}
 
 
 @pytest.mark.parametrize("biases", [True, False])
