@@ -21,6 +21,9 @@ _ENDLESS = 10**6
 _FILES = 12
 """The renamings among which the one is drawn that does not come to pass: of the manifest and of two epochs or three."""
 
+_MEASURED = 10
+"""Kills from one measurement of the time that a short run takes to the next."""
+
 
 class Soak:
     """The parts of the long run, in a folder of their own."""
@@ -34,13 +37,8 @@ class Soak:
         total = Tally()
         for number, name in enumerate(kills.SETTINGS):
             count = self._most if number == 0 else max(self._most // 10, 1)
-            started = time.monotonic()
-            kills.done(self._launcher.run([*kills.words(name, 1), "--out", f"{number} first"]))
-            usual = time.monotonic() - started
             begin, parts, whole = kills.words(name, _ENDLESS), f"{number} parts", f"{number} whole"
-            tally = kills.killed_often(
-                self._launcher, self._folder, parts, begin, (self._kill(usual) for _ in range(count))
-            )
+            tally = kills.killed_often(self._launcher, self._folder, parts, begin, self._moments(name, count))
             epochs = self._epochs(parts) + 2
             kills.finish(self._launcher, self._folder, parts, begin, "--epochs", str(epochs))
             kills.finish(self._launcher, self._folder, whole, kills.words(name, epochs))
@@ -83,10 +81,18 @@ class Soak:
                 f"{found.kib_many / 1024:.0f} MiB for {found.many}"
             )
 
-    def _kill(self, usual: float) -> Kill:
-        if self._rng.randrange(3) == 0:
-            return Kill(rename=self._rng.randint(1, _FILES))
-        return Kill(seconds=self._rng.uniform(0, 1.5 * usual))
+    def _moments(self, name: str, count: int) -> Iterator[Kill]:
+        """So many kills; what a short run takes is measured now and then, since others may use the machine as well."""
+        usual = 0.0
+        for number in range(count):
+            if number % _MEASURED == 0:
+                started = time.monotonic()
+                kills.done(self._launcher.run([*kills.words(name, 1), "--out", f"{name} {number}"]))
+                usual = time.monotonic() - started
+            if self._rng.randrange(3) == 0:
+                yield Kill(rename=self._rng.randint(1, _FILES))
+            else:
+                yield Kill(seconds=self._rng.uniform(0, 1.2 * usual))
 
     def _epochs(self, run: str) -> int:
         """How many epochs of a run are done."""
