@@ -221,8 +221,8 @@ def test_figures_say_what_is_seen_and_have_their_numbers_behind_them(tmp_path: P
         {"asked": {"snr_db": 33.0}, "snr_db": 33.5, "accuracy": None, "ci95": [None, None]},
     ]
     sure = {"mean": 81.5, "over_90": 50.0, "mean_wrong": None, "se_wrong": None, "histogram": [1, 3]}
-    keys = ("regularizer", "approximation", "variance", "train_loss", "test_loss", "test_error", "gap")
-    keys += tuple(f"{how}_{split}_loss" for how in ("mean", "averaged") for split in ("train", "test"))
+    keys = ["regularizer", "approximation", "variance", "train_loss", "test_loss", "test_error", "gap"]
+    keys += [f"{how}_{split}_loss" for how in ("mean", "averaged") for split in ("train", "test")]
     documents: dict[str, dict[str, Any]] = {
         "attack": {"points": points},
         "evaluate": {"confidence": [{"snr_db": None, **sure}, {"snr_db": 33.0, **sure}]},
