@@ -17,7 +17,28 @@ from rapa_cli import resources
 from rapa_cli.errors import FileError
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = ["AnalogLinear", "AnalogSGD", "TiledConv2d", "__version__", "convert", "draws", "load", "reduce", "vote"]
+PUBLIC = [
+    "AnalogLinear",
+    "AnalogSGD",
+    "Level",
+    "TiledConv2d",
+    "__version__",
+    "assignments",
+    "attack",
+    "convert",
+    "draws",
+    "evaluate",
+    "export",
+    "load",
+    "open_data",
+    "plan",
+    "reduce",
+    "resume",
+    "similarity",
+    "train",
+    "vote",
+    "vote_error",
+]
 
 
 def build(source: Path, target: Path, kind: str) -> Path:

@@ -31,7 +31,7 @@ from rapa_cli import checkpoint, config, runs
 from rapa_cli.attacks import records
 from rapa_cli.data import sources, store, svhn
 from rapa_cli.data.images import silent
-from rapa_cli.errors import RapaError
+from rapa_cli.errors import FileError, RapaError
 from rapa_cli.experiments.jobs import Ended, Folder, Job
 from rapa_cli.layers.network import resolve
 from tests.data import files
@@ -448,13 +448,18 @@ def _results() -> tuple[Files, ...]:
     def write(folder: Path) -> None:
         experiments = Folder(folder)
         experiments.make()
-        experiments.keep(JOB, Ended(code=0, seconds=1.5, document={"vote_error": 25.0, "n": 3}))
+        experiments.keep(
+            JOB, Ended(code=0, seconds=1.5, document={"single_error": 26.5, "vote_error": 25.0, "gain_se": 0.5, "n": 3})
+        )
 
     return (_written(write),)
 
 
 def _read_result(folder: Path) -> Any:
-    return Folder(folder).result(JOB)
+    experiments = Folder(folder)
+    for line in experiments.damaged([JOB]):
+        raise FileError(line)
+    return experiments.result(JOB)
 
 
 def _check_result(folder: Path, found: Any) -> None:
