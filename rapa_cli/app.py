@@ -30,6 +30,7 @@ from rapa_cli.commands import (
     evaluate,
     export,
     inspect,
+    models,
     plan,
     reduce,
     regularizer,
@@ -90,6 +91,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

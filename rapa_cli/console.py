@@ -47,6 +47,31 @@ def print_json(document: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def duration(seconds: float) -> str:
+    """A time for people, of two units at most."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    units = [("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)]
+    # Rounded to the smaller of its two units first, so that 59.6 min do not become 60 min.
+    unit = next(number for number, (_, size) in enumerate(units) if seconds >= size)
+    small = units[unit + 1][1]
+    whole = round(seconds / small) * small
+    unit = next(number for number, (_, size) in enumerate(units) if whole >= size)
+    (large, size), (less, small) = units[unit], units[unit + 1]
+    rest = whole % size // small
+    return f"{whole // size} {large}" + (f" {rest} {less}" if rest else "")
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1023.5:
+            return f"{amount:.3g} {unit}" if amount < 100 else f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.3g} GiB" if amount < 100 else f"{amount:.0f} GiB"
+
+
 def progress(*, transient: bool = True, counted: bool = True) -> Progress:
     """A progress bar on standard error; it shows nothing where that is no terminal.
 

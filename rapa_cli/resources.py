@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rapa_cli.errors import FileError, suggestion
 
+ZOO = "zoo"
+
 
 def models_root() -> Path:
     """The folder `models`: inside an installed package, or at the top of a checkout."""
@@ -43,3 +45,18 @@ def is_path(name: str) -> bool:
 def names(kind: str) -> list[str]:
     """Names of the definitions of one kind ("networks" or "recipes") that come with the package."""
     return sorted(path.stem for path in (models_root() / kind).glob("*.toml"))
+
+
+def zoo_names() -> list[str]:
+    """Names of the trained networks that come with the package."""
+    return sorted(path.stem for path in (models_root() / ZOO).glob("*/*.safetensors") if path.stem == path.parent.name)
+
+
+def in_zoo(name: str) -> Path | None:
+    """The checkpoint of a trained network that comes with the package, or None where there is none of that name."""
+    return models_root() / ZOO / name / f"{name}.safetensors" if name in zoo_names() else None
+
+
+def zoo_name(path: Path) -> str | None:
+    """The name of the network of the zoo whose checkpoint this is, or None."""
+    return path.stem if path.resolve().parent.parent == (models_root() / ZOO).resolve() else None

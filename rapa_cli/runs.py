@@ -28,7 +28,7 @@ from rapa_cli import config
 from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.files import atomic, explained, make_folder, write_text
 from rapa_cli.philox import MAX_SEED
-from rapa_cli.resources import models_root
+from rapa_cli.resources import in_zoo, zoo_names
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"
@@ -73,6 +73,8 @@ def new_folder(network: str, scheme: str, data: str, out: Path | None) -> Path:
         return make_folder(out)
     make_folder(Path("runs"))
     stem = re.sub(r"[^\w.-]+", "-", f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{scheme}-{data}")
+    # The name of a data set may be a long path.
+    stem = stem[:150]
     folder, number = Path("runs") / stem, 1
     while True:
         # Another run may begin in the same second: the folder is ours only if we made it.
@@ -93,6 +95,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         inside = (folder.parent / MANIFEST).is_file()
         hint = f"did you mean the folder '{folder.parent}'?" if inside else _other_runs(str(folder))
+        if in_zoo(str(folder)):
+            hint = f"a network of the zoo is no run; `rapa models show {folder}` says how it was trained"
         raise FileError(f"there is no run folder {folder}", hint=hint)
     try:
         document = config.read_json(path.read_text(encoding="utf-8"))
@@ -185,11 +189,10 @@ def find_checkpoint(name: str | None, *, best: bool = False) -> Path:
         if not (path / wanted).is_file():
             raise FileError(f"there is no checkpoint {path / wanted}", hint="has the run finished an epoch?")
         return path / wanted
-    zoo = models_root() / "zoo" / name / BEST
-    if "/" not in name and zoo.is_file():
-        return zoo
-    models = [path.parent.name for path in (models_root() / "zoo").glob(f"*/{BEST}")]
-    raise FileError(f"there is no checkpoint {name}", hint=_other_runs(name, models))
+    trained = in_zoo(name)
+    if trained is not None:
+        return trained
+    raise FileError(f"there is no checkpoint {name}", hint=_other_runs(name, zoo_names()))
 
 
 def _is_metrics(row: dict[str, Any]) -> bool:

@@ -58,7 +58,7 @@ def commands() -> list[list[str]]:
 
 
 COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "plan", "export", "report", "reproduce"]
-COMMANDS += ["regularizer", "bench", "data", "doctor", "demo"]
+COMMANDS += ["regularizer", "bench", "data", "doctor", "demo", "models"]
 
 
 def test_the_commands() -> None:

@@ -14,6 +14,7 @@ import pytest
 from rapa_cli import runs
 from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.runs import Manifest
+from tests import zoo
 from tests.training import tiny
 
 ROWS: list[dict[str, Any]] = [
@@ -243,10 +244,7 @@ def test_missing_checkpoints(name: str, message: str, hint: str) -> None:
 
 
 def test_a_name_in_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "models_root", lambda: tmp_path / "models")
-    place = tmp_path / "models" / "zoo" / "full-random" / runs.BEST
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"")
+    place = zoo.fill(zoo.models(tmp_path / "models", monkeypatch), "full-random")
     assert runs.find_checkpoint("full-random") == place
     with pytest.raises(FileError) as caught:
         runs.find_checkpoint("full-randm")

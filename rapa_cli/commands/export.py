@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +29,11 @@ def export(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default=False, help="File to write; beside the checkpoint when left out."),
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="File to write; beside the checkpoint when left out, or here for one of the zoo.",
+        ),
     ] = None,
     reduced: Annotated[
         bool,
@@ -58,7 +61,7 @@ def export(
     Example: rapa export runs/my-run --reduced --out net.onnx
     """
     from rapa_cli.checkpoint import read
-    from rapa_cli.commands.session import checkpoint_path, restored
+    from rapa_cli.commands.session import beside, checkpoint_path, restored
     from rapa_cli.exporting.files import SUFFIXES
 
     if to is not None and to not in SUFFIXES:
@@ -72,7 +75,7 @@ def export(
     path = checkpoint_path(checkpoint, best=best)
     form = to or "onnx"
     ending = "-from-aihwkit.safetensors" if from_aihwkit else f"{'-reduced' if reduced else ''}{SUFFIXES[form]}"
-    target = out or path.with_name(f"{path.stem}{ending}")
+    target = out or beside(path, f"{path.stem}{ending}")
     for source in (path, from_aihwkit):
         if source is not None and target.exists() and source.exists() and target.samefile(source):
             raise ConfigError(f"--out {target} is the file that is read", hint="choose another file")
@@ -90,6 +93,7 @@ def export(
 
 
 def _export(saved: Checkpoint, network: Network, path: Path, target: Path, form: str, *, reduced: bool) -> Exported:
+    from rapa_cli.commands.session import made_from
     from rapa_cli.exporting.files import export as write
     from rapa_cli.files import make_folder
 
@@ -99,7 +103,7 @@ def _export(saved: Checkpoint, network: Network, path: Path, target: Path, form:
         "network": description.network.name,
         "classes": description.classes,
         "data": description.data,
-        "made_from": os.path.relpath(path.resolve(), target.parent.resolve()),
+        "made_from": made_from(path, target.parent),
     }
     with console.progress() as bar:
         bar.add_task(
@@ -111,6 +115,7 @@ def _export(saved: Checkpoint, network: Network, path: Path, target: Path, form:
 def _take_over(saved: Checkpoint, network: Network, path: Path, weights: Path, target: Path, *, json: bool) -> None:
     """Writes a checkpoint like this one, with other weights."""
     from rapa_cli import checkpoint as checkpoints
+    from rapa_cli.commands.session import made_from
     from rapa_cli.exporting.files import read_aihwkit
     from rapa_cli.files import make_folder
 
@@ -118,7 +123,7 @@ def _take_over(saved: Checkpoint, network: Network, path: Path, weights: Path, t
     make_folder(target.parent)
     provenance = {
         **saved.description.provenance,
-        "made_from": os.path.relpath(path.resolve(), target.parent.resolve()),
+        "made_from": made_from(path, target.parent),
         "made_by": f"rapa export --from-aihwkit {weights.name}",
     }
     description = saved.description.model_copy(update={"progress": None, "provenance": provenance})

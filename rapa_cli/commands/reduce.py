@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,7 +62,11 @@ def reduce(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", show_default=False, help="File to write; beside the checkpoint when left out."),
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="File to write; beside the checkpoint when left out, or here for one of the zoo.",
+        ),
     ] = None,
     best: options.Best = False,
     data: options.Data = None,
@@ -83,7 +86,7 @@ def reduce(
     from rapa_cli import checkpoint as checkpoints
     from rapa_cli.analysis.evaluation import evaluate
     from rapa_cli.analysis.reduction import WAYS
-    from rapa_cli.commands.session import open_data, subject
+    from rapa_cli.commands.session import beside, made_from, open_data, subject
     from rapa_cli.files import make_folder
     from rapa_cli.runs import MANIFEST
 
@@ -104,7 +107,7 @@ def reduce(
         threads=threads,
         code=code,
     )
-    target = out or chosen.path.with_name(f"{chosen.path.stem}-reduced-{by}.safetensors")
+    target = out or beside(chosen.path, f"{chosen.path.stem}-reduced-{by}.safetensors")
     if target.exists() and target.samefile(chosen.path):
         raise ConfigError(f"--out {target} is the checkpoint itself", hint="choose another file")
     recipe = _recipe(chosen, finetune, lr) if finetune else None
@@ -119,7 +122,7 @@ def reduce(
             "progress": None,
             "provenance": {
                 **chosen.description.provenance,
-                "made_from": os.path.relpath(chosen.path.resolve(), target.parent.resolve()),
+                "made_from": made_from(chosen.path, target.parent),
                 "made_by": f"rapa reduce --by {by}",
             },
         }
@@ -276,14 +279,14 @@ def _finetuned(
 ) -> dict[str, Any]:
     """Trains the reduced network in place, as a run of its own; gives what the document says of it."""
     from rapa_cli import runs
-    from rapa_cli.commands.session import command_line, open_data
+    from rapa_cli.commands.session import command_line, made_from, open_data
     from rapa_cli.training import loop
     from rapa_cli.training.stopping import StopRequest
 
     folder = runs.new_folder(network.definition.name, network.definition.scheme, chosen.data, out)
     provenance = {
         **chosen.description.provenance,
-        "made_from": os.path.relpath(chosen.path.resolve(), folder.resolve()),
+        "made_from": made_from(chosen.path, folder),
         "command": command_line(),
     }
     manifest = runs.Manifest(

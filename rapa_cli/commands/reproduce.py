@@ -251,7 +251,7 @@ class _Watcher:
         state = "done  " if ended.code == 0 else "FAILED"
         why = "" if ended.code == 0 else f": {ended.message} (log {self._folder.log(job)})"
         self._bar.console.print(
-            f"{state} {job.words[0]} {job.label}  {_duration(ended.seconds)}{why}", markup=False, highlight=False
+            f"{state} {job.words[0]} {job.label}  {console.duration(ended.seconds)}{why}", markup=False, highlight=False
         )
 
     def skipped(self, jobs: Sequence[Job]) -> None:
@@ -266,7 +266,7 @@ class _Watcher:
 
     def _state(self) -> str:
         jobs = self._left.jobs
-        left = _duration(self._left.seconds(time.monotonic()))
+        left = console.duration(self._left.seconds(time.monotonic()))
         return f"{jobs} {'job' if jobs == 1 else 'jobs'}, about {left} left"
 
 
@@ -312,12 +312,12 @@ def _show_plan(
         console.print_json(document)
         return
     for job in every:
-        duration = _duration(left[job]) if job in left else "done"
+        duration = console.duration(left[job]) if job in left else "done"
         console.show(f"{duration:>9}  {job.words[0]:<8} {job.label}")
-    together = "" if whole is None else f", about {_duration(whole)} with {slots} at a time"
+    together = "" if whole is None else f", about {console.duration(whole)} with {slots} at a time"
     console.show(
-        f"{len(every)} jobs, {len(left)} of them to do: {_duration(seconds)} of one after the other{together}, "
-        f"{size / 2**20:.0f} MiB on the disk"
+        f"{len(every)} jobs, {len(left)} of them to do: {console.duration(seconds)} of one after the other{together}, "
+        f"{console.size(size)} on the disk"
     )
 
 
@@ -402,11 +402,3 @@ def _judge(outcome: Outcome, found: list[Finding], jobs: int, scaled_down: Seque
             f"{len(fails)} of the paper's claims did not hold here: {'; '.join(fails)}",
             hint=f"the page says by how much{no_test}",
         )
-
-
-def _duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
