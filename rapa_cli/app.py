@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import gc
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -94,7 +95,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 
 
-def main() -> None:
+def main() -> NoReturn:
     """The entry point: runs `sys.argv` and exits with the code that belongs to the outcome."""
     if not sys.warnoptions:
         # Warnings of libraries are for developers: tests and `python -W` show them.
@@ -113,6 +114,8 @@ def main() -> None:
     except OSError as error:
         code = _report(error)
         _silence_output()
+    # Python would look through all that torch has made once more before it ends, which takes a second.
+    gc.freeze()
     sys.exit(code)
 
 

@@ -235,6 +235,17 @@ def test_signals_end_a_command_cleanly(tmp_path: Path, name: str, code: int, wor
     assert getattr(signal, name)
 
 
+def test_the_end_is_not_spent_on_collecting_garbage() -> None:
+    outcome = python(
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "from rapa_cli import app\n"
+        "sys.argv[1:] = ['--version']\n"
+        "app.main()\n"
+    )
+    assert outcome.stdout.splitlines()[1:] == ["True"]
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     outcome = python(
         "import os, sys\n"

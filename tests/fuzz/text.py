@@ -29,6 +29,8 @@ TEXTS = (
 )
 
 
+_LARGE = 10**5
+"""Characters of a list that is not repeated thousands of times, which would fill the memory before it is a case."""
 _SCHEMES = ("random", "none", "nothing", '""')
 
 
@@ -95,7 +97,8 @@ def _changed(rng: Random, value: Any, depth: int) -> Any:
     if isinstance(value, list) and value:
         place = rng.randrange(len(value))
         if rng.randrange(4) == 0:
-            return value * rng.choice((0, 2, 3000))
+            copies = rng.choice((0, 2, 3000))
+            return value * (copies if len(dumped(value)) < _LARGE else min(copies, 2))
         entry = _changed(rng, value[place], depth - 1) if depth > 1 else hostile(rng)
         return [*value[:place], entry, *value[place + 1 :]]
     if isinstance(value, int) and not isinstance(value, bool) and rng.randrange(2):

@@ -21,6 +21,9 @@ _ENDLESS = 10**6
 _FILES = 12
 """The renamings among which the one is drawn that does not come to pass: of the manifest and of two epochs or three."""
 
+_EARLY = 3
+"""The first kills of a run, in place of its first renamings: of the manifest and of metrics, before any checkpoint."""
+
 _MEASURED = 10
 """Kills from one measurement of the time that a short run takes to the next."""
 
@@ -43,6 +46,7 @@ class Soak:
             kills.finish(self._launcher, self._folder, parts, begin, "--epochs", str(epochs))
             kills.finish(self._launcher, self._folder, whole, kills.words(name, epochs))
             kills.same(self._folder / whole, self._folder / parts)
+            assert tally.early >= min(_EARLY, count), tally
             total.add(tally)
             yield f"{name}: {tally.kills} kills ({_told(tally)}), {epochs} epochs, the same to the last bit"
         yield f"in all {total.kills} kills, {_told(total)}"
@@ -89,7 +93,9 @@ class Soak:
                 started = time.monotonic()
                 kills.done(self._launcher.run([*kills.words(name, 1), "--out", f"{name} {number}"]))
                 usual = time.monotonic() - started
-            if self._rng.randrange(3) == 0:
+            if number < _EARLY:
+                yield Kill(rename=number + 1)
+            elif self._rng.randrange(3) == 0:
                 yield Kill(rename=self._rng.randint(1, _FILES))
             else:
                 yield Kill(seconds=self._rng.uniform(0, 1.2 * usual))
