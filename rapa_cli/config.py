@@ -159,6 +159,8 @@ class Recipe(Frozen):
         description: one sentence.
         epochs: passes over the training images.
         batch_size: images of one step.
+        amp: whether digital layers compute in bfloat16 in training, by torch's autocast; those with several tiles and
+            arrays stay in float32.
         accumulate: parts in which a step's images are computed one after the other, their gradients added.
         lr: learning rate.
         lr_scaling: what the rate of a tiled layer is multiplied by: nothing, the square root of its tiles, or, as each
@@ -171,6 +173,8 @@ class Recipe(Frozen):
         step_factor: what the rate is multiplied by at each step.
         warmup_epochs: epochs at the beginning with a lower rate.
         warmup_factor: what the rate is multiplied by in them.
+        crop: smallest share of an image's area that a random crop takes in training, for images that are streamed
+            from a folder; 1 leaves it out and takes the middle, as in testing.
         mirror: whether images are mirrored with probability 1/2.
         test_votes: draws that vote on the test images after each epoch; 1 is a single draw and no vote.
         brightness: b, each training image's pixels are multiplied by a number uniform in [1 - b, 1 + b].
@@ -180,6 +184,7 @@ class Recipe(Frozen):
     epochs: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     accumulate: int = Field(1, ge=1)
+    amp: bool = False
     lr: float = Field(gt=0)
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
     momentum: float = Field(0.0, ge=0, lt=1)
@@ -190,6 +195,7 @@ class Recipe(Frozen):
     step_factor: float = Field(1.0, gt=0, le=1)
     warmup_epochs: int = Field(0, ge=0)
     warmup_factor: float = Field(0.02, gt=0, le=1)
+    crop: float = Field(0.08, gt=0, le=1)
     mirror: bool = True
     test_votes: int = Field(1, ge=1, le=1000)
     brightness: float = Field(0.0, ge=0, lt=1)

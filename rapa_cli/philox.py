@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     ANALOG_SEED = 8
     ATTACK = 9
     MODULE = 10
+    CROP = 11
 
 
 class Stream(IntEnum):

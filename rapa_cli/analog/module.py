@@ -354,7 +354,7 @@ class _PulsedRead(torch.autograd.Function):
         y, ctx.reading = matrices._forward(x, call)
         ctx.save_for_backward(x)
         ctx.matrices, ctx.call = matrices, call
-        return y
+        return reference.no_view(y)
 
     @staticmethod
     @once_differentiable
@@ -569,7 +569,7 @@ class _AwareImages(torch.autograd.Function):
         ctx.work, ctx.io, ctx.call = call.work(x, weights.shape[1]), io, call
         y, ctx.clipped = passes.forward(ctx.work, x, weights, io, call.key, bias_line=call.bias)
         ctx.save_for_backward(x, weights)
-        return y
+        return reference.no_view(y)
 
     @staticmethod
     @once_differentiable

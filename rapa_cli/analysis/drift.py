@@ -18,6 +18,7 @@ from rapa_cli.analog.programmed import ProgrammedMatrices
 from rapa_cli.analog.ranges import Calibration, calibrated
 from rapa_cli.analysis.evaluation import batches, evaluating
 from rapa_cli.analysis.voting import VoteResult, vote_error
+from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 from rapa_cli.keyed import Draw, KeyedLayer, draws
 from rapa_cli.layers.linear import AnalogLinear
@@ -171,7 +172,7 @@ def on_inference_arrays(
     network: nn.Module,
     arrays: InferenceArrays | None = None,
     *,
-    training_images: Tensor | None = None,
+    training_images: Images | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Copies a network with all its convolutions and linear layers on inference arrays, not yet programmed.
@@ -198,7 +199,7 @@ def on_inference_arrays(
 
 def drift(
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     times: Sequence[float],
     *,
@@ -206,7 +207,7 @@ def drift(
     repeats: int = 3,
     votes: int = 5,
     noise: bool = True,
-    training_images: Tensor | None = None,
+    training_images: Images | None = None,
     seed: int = 0,
     batch_size: int = 200,
     on_batch: Callable[[int], None] | None = None,
@@ -303,7 +304,7 @@ def duration(seconds: float) -> str:
 
 
 def _moved(
-    network: nn.Module, arrays: InferenceArrays | None, training_images: Tensor | None, seed: int
+    network: nn.Module, arrays: InferenceArrays | None, training_images: Images | None, seed: int
 ) -> tuple[nn.Module, bool]:
     """`on_inference_arrays`, and whether it calibrated input ranges."""
     keyed = {name: layer.index for name, layer in network.named_modules() if isinstance(layer, KeyedLayer)}
@@ -358,7 +359,7 @@ def _on_arrays(layer: nn.Module, arrays: InferenceArrays, seed: int, number: int
     return new
 
 
-def _calibrate(network: nn.Module, images: Tensor | None, seed: int) -> bool:
+def _calibrate(network: nn.Module, images: Images | None, seed: int) -> bool:
     """Takes input ranges that nobody learned from the inputs that layers have with exact products."""
     free = {}
     for number, layer in _array_layers(network):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rapa_cli.data.augmentation import pixels
+from rapa_cli.data.stream import Images, read
 from rapa_cli.keyed import draws
 from rapa_cli.shown import Shown
 
@@ -57,17 +58,16 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return (100 * low, 100 * high)
 
 
-def batches(images: Tensor, labels: Tensor, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(images: Images, labels: Tensor, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Goes through a split in order: image ids (B,), pixels (B, C, H, W) in [0, 1], labels (B,), on the device."""
-    for start in range(0, len(images), size):
-        stop = min(start + size, len(images))
-        ids = torch.arange(start, stop, device=device)
-        yield ids, pixels(images[start:stop], device), labels[start:stop].to(device)
+    wanted = torch.split(torch.arange(len(images)), size) if len(images) else ()
+    for ids, found in zip(wanted, read(images, wanted), strict=True):
+        yield ids.to(device), pixels(found, device), labels[ids].to(device)
 
 
 def evaluate(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     *,
     seed: int = 0,

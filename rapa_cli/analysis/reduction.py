@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rapa_cli.analog.specification import IDEAL
 from rapa_cli.analysis.winners import count_wins, has_choice
+from rapa_cli.data.stream import Images
 from rapa_cli.errors import suggestion
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.network import Network
@@ -23,7 +24,7 @@ def reduce(
     model: nn.Module,
     by: str = "norm",
     *,
-    images: Tensor | None = None,
+    images: Images | None = None,
     seed: int = 0,
     batch_size: int = 200,
     on_batch: Callable[[int], None] | None = None,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rapa_cli.analysis.calibration import Outcomes, outcomes
 from rapa_cli.analysis.evaluation import batches, evaluating, wilson
+from rapa_cli.data.stream import Images
 from rapa_cli.keyed import draws
 from rapa_cli.shown import Shown
 
@@ -162,7 +163,7 @@ def vote(model: nn.Module, images: Tensor, n: int, seed: int = 0) -> Tensor:
 
 def vote_error(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     n: int,
     *,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rapa_cli.analysis.evaluation import batches, evaluating
+from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 from rapa_cli.keyed import draws
 from rapa_cli.layers.pooling import MixedPool2d, StochasticPool2d
@@ -40,7 +41,7 @@ class Windows:
 
 def count_wins(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     *,
     seed: int = 0,
     batch_size: int = 200,

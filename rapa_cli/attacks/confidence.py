@@ -17,6 +17,7 @@ from rapa_cli.attacks.fgsm import perturb
 from rapa_cli.attacks.oracle import Oracle
 from rapa_cli.attacks.snr import eps_for_snr
 from rapa_cli.attacks.threat import attackers_draw, scoring_draw
+from rapa_cli.data.stream import Images
 
 # Bins of the distribution, each a twentieth wide.
 BINS = 20
@@ -67,7 +68,7 @@ class Confidence:
 
 def confidence(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     snr_db: Sequence[float] = (),
     *,

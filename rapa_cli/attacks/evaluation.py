@@ -25,6 +25,7 @@ from rapa_cli.attacks.results import Point, attack_name, results
 from rapa_cli.attacks.snr import RAW, Space, eps_for_snr, exact_step, snr_db, space_of
 from rapa_cli.attacks.threat import Threat, View, judging_draw, parse_threat, scoring_draw
 from rapa_cli.attacks.torchattacks_adapter import OfTorchattacks
+from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 
 __all__ = ["Attack", "Evaluation", "Level", "Point", "attack", "attacks_named", "attacks_of", "check_fit", "strength"]
@@ -71,7 +72,7 @@ def check_fit(attacks: Sequence[Attack], shape: tuple[int, ...], classes: int) -
 
 def attack(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     levels: Sequence[Level | float],
     *,
@@ -155,7 +156,7 @@ class Evaluation:
     def __init__(
         self,
         networks: Sequence[nn.Module],
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         records: Records,
         *,
@@ -368,7 +369,7 @@ class _Perturbed:
 class _Target:
     """A network that is attacked."""
 
-    def __init__(self, network: nn.Module, settings: Settings, images: Tensor) -> None:
+    def __init__(self, network: nn.Module, settings: Settings, images: Images) -> None:
         self.oracle = Oracle(network, settings.seed)
         self.device = next(network.parameters()).device
         self.space: Space = space_of(network, settings.snr_space) if settings.snr_space != "raw" else RAW
@@ -384,7 +385,7 @@ class _Target:
             several = self._settings.draws + self._settings.judge_draws > 1
             if not several or not len(self._images):
                 return False
-            _, x, _ = next(iter(batches(self._images[:8], self._images.new_zeros(8).long(), 8, self.device)))
+            _, x, _ = next(iter(batches(self._images[:8], torch.zeros(8), 8, self.device)))
             # Of images that are black, say, all draws of a network may answer the same.
             pixels = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
             x, ids = torch.cat([x, pixels]), torch.arange(2 * len(x), device=self.device)

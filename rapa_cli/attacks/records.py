@@ -41,6 +41,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rapa_cli import config, tensors
+from rapa_cli.data.stream import Images, StreamedImages
 from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.files import atomic, make_folder, system_error
 from rapa_cli.philox import MAX_SEED
@@ -292,9 +293,12 @@ def check_same(records: Records, settings: Settings) -> None:
         )
 
 
-def digest_images(images: Tensor, labels: Tensor) -> str:
-    """SHA-256 of images uint8 (N, C, H, W) and labels int64 (N,)."""
-    found = hashlib.sha256(images.contiguous().numpy().tobytes())
+def digest_images(images: Images, labels: Tensor) -> str:
+    """SHA-256 of images uint8 (N, C, H, W) and labels int64 (N,); of a stream, of what tells its files apart."""
+    if isinstance(images, StreamedImages):
+        found = hashlib.sha256(images.fingerprint().encode())
+    else:
+        found = hashlib.sha256(images.contiguous().numpy().tobytes())
     found.update(labels.contiguous().numpy().tobytes())
     return found.hexdigest()
 

@@ -29,6 +29,7 @@ from rapa_cli.attacks.oracle import Oracle, without_gradient
 from rapa_cli.attacks.records import Records, Settings
 from rapa_cli.attacks.results import Result, results
 from rapa_cli.attacks.threat import Threat, View, attackers_draw, scoring_draw
+from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 
 # Images that the checks themselves attack: many for a gradient or two, few for many steps over many draws.
@@ -84,7 +85,7 @@ def check(
     found: Sequence[Result],
     attacks: Sequence[Attack],
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     settings: Settings,
     *,
@@ -118,7 +119,7 @@ class _Block:
         self,
         found: list[tuple[Attack, Result]],
         network: nn.Module,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         settings: Settings,
     ) -> None:

@@ -159,6 +159,7 @@ def attack(
     ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    workers: options.Workers = None,
     json: options.Json = False,
 ) -> None:
     """Measure accuracy under attack, by default under FGSM noise and over the images that are right without it.
@@ -209,6 +210,7 @@ def attack(
             images=wanted.images,
             device=device,
             threads=threads,
+            workers=workers,
             noise=wanted.noise is not False,
             code=code,
         )

@@ -74,6 +74,7 @@ def evaluate(
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    workers: options.Workers = None,
     json: options.Json = False,
 ) -> None:
     """Measure the error of a checkpoint with one draw, with --drift also some time after its weights were programmed.
@@ -101,6 +102,7 @@ def evaluate(
         images=images,
         device=device,
         threads=threads,
+        workers=workers,
         split=split,
         noise=noise,
         code=code,

@@ -52,7 +52,7 @@ Data = Annotated[
         "--data",
         metavar="NAME",
         show_default=False,
-        help="Data set; the one that the network was trained on when left out.",
+        help="Data set, or folder:PATH; the one that the network was trained on when left out.",
     ),
 ]
 DataDir = Annotated[
@@ -96,6 +96,17 @@ Noise = Annotated[
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on standard output."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=0,
+        max=1024,
+        show_default=False,
+        help="Processes that decode the images of folder:PATH; one for each core, up to 8, when left out.",
+    ),
 ]
 Threads = Annotated[
     int | None,

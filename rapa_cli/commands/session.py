@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rapa_cli.checkpoint import Checkpoint, Description
     from rapa_cli.data.images import DataSet, Progress
+    from rapa_cli.data.stream import Images
     from rapa_cli.layers.network import Network
 
 _MIB = 2**20
@@ -55,7 +56,7 @@ class Subject:
     description: Description
     network: Network
     data: str
-    images: Tensor
+    images: Images
     labels: Tensor
     arrays: dict[str, Any]
 
@@ -132,12 +133,18 @@ def labelled(path: Path) -> str:
     return f"{path}\n({how})" if how else str(path)
 
 
-def open_data(name: str, data_dir: Path | None) -> DataSet:
-    """Opens a data set, with a progress bar where that takes long."""
-    from rapa_cli.data import catalog
+def open_data(name: str, data_dir: Path | None, workers: int | None = None) -> DataSet:
+    """Opens a data set, with a progress bar where that takes long.
 
+    The processes that torchrun starts on a host share its cores for the workers of each.
+    """
+    from rapa_cli.data import catalog, stream
+
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if workers is None and local.isdecimal():
+        workers = max(1, stream.usual_workers() // max(1, int(local)))
     with data_progress() as report:
-        return catalog.open_data(name, data_dir, progress=report)
+        return catalog.open_data(name, data_dir, workers=workers, progress=report)
 
 
 @contextlib.contextmanager
@@ -170,6 +177,7 @@ def subject(
     split: str = "test",
     noise: bool = True,
     code: Sequence[Path] | None = None,
+    workers: int | None = None,
 ) -> Subject:
     """Loads a checkpoint and the images to judge it on; without noise its arrays are read so from now on.
 
@@ -191,7 +199,7 @@ def subject(
     if not noise:
         silence(network)
     name = data or saved.description.data
-    opened = open_data(name, data_dir)
+    opened = open_data(name, data_dir, workers)
     if opened.shape != network.shape or len(opened.classes) != network.classes:
         raise ConfigError(
             f"--data {name}: images of {_shape(opened.shape)} in {len(opened.classes)} classes do not fit the network, "

@@ -41,7 +41,12 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Data set [default: shapes].")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Data set, or folder:PATH for images that are decoded as they are needed [default: shapes].",
+        ),
     ] = None,
     scheme: Annotated[
         str | None,
@@ -92,6 +97,12 @@ def train(
             metavar="N", min=1, show_default=False, help="Compute a step's images in N parts, which takes less memory."
         ),
     ] = None,
+    amp: Annotated[
+        bool | None,
+        typer.Option(
+            "--amp", show_default=False, help="Mixed precision: train the digital layers in bfloat16 where that fits."
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", show_default=False, help="Learning rate.")] = None,
     lr_scaling: Annotated[
         str | None,
@@ -126,6 +137,7 @@ def train(
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    workers: options.Workers = None,
     json: options.Json = False,
 ) -> None:
     """Train a network.
@@ -151,6 +163,7 @@ def train(
         "--recipe": recipe,
         "--batch-size": batch_size,
         "--accumulate": accumulate,
+        "--amp": amp,
         "--lr": lr,
         "--lr-scaling": lr_scaling,
         "--set": settings,
@@ -176,19 +189,19 @@ def train(
             folder = resume.parent if resume.name == runs.LAST else resume
             manifest = team.from_first(lambda: _resumed(runs.read_manifest(folder), epochs, team.size))
             team.from_first(lambda: hold(folder))
-            images = team.by_host(lambda: open_data(manifest.data, data_dir))
+            images = team.by_host(lambda: open_data(manifest.data, data_dir, workers))
             training = loop.resume(folder, manifest, images, place, team, code=trusted)
         else:
             name = data or "shapes"
-            images = team.by_host(lambda: open_data(name, data_dir))
+            images = team.by_host(lambda: open_data(name, data_dir, workers))
             given_weights = None if weights is None else load_weights(weights)
             manifest = team.from_first(
                 lambda: requested(
                     network or "full", recipe or "short", images, seed or 0,
                     scheme=scheme, tiles=_tiles(tiles), pool=pool, arrays=arrays,
                     settings=_settings(
-                        settings, epochs=epochs, batch_size=batch_size, accumulate=accumulate, lr=lr,
-                        lr_scaling=lr_scaling,
+                        settings, epochs=epochs, batch_size=batch_size, accumulate=accumulate,
+                        amp=None if amp is None else "true", lr=lr, lr_scaling=lr_scaling,
                     ),
                     provenance=_provenance(recipe or "short", team.size), code=trusted, weights=weights,
                 )

@@ -51,6 +51,7 @@ def vote(
     batch_size: options.BatchSize = 200,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    workers: options.Workers = None,
     json: options.Json = False,
 ) -> None:
     """Measure the error of votes over random assignments: of the majority, and of the mean probability (soft).
@@ -68,6 +69,7 @@ def vote(
         images=images,
         device=device,
         threads=threads,
+        workers=workers,
         noise=noise,
         code=code,
     )

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapa_cli.data import download, shapes, sources, store
+from rapa_cli.data import download, folder, shapes, sources, store, stream
 from rapa_cli.data.images import DataSet, Progress, silent
 from rapa_cli.data.sources import Contents
 from rapa_cli.errors import ConfigError, FileError, suggestion
@@ -16,6 +16,10 @@ from rapa_cli.errors import ConfigError, FileError, suggestion
 DOWNLOADABLE = ("cifar10", "cifar100", "svhn")
 EMBEDDED = "shapes"
 KNOWN = (EMBEDDED, *DOWNLOADABLE)
+STREAMED = "folder:"
+"""What stands before the path of a folder of images that is streamed."""
+_SIZE = 224
+_MOST_PIXELS = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -53,21 +57,28 @@ def data_dir(explicit: Path | None = None) -> Path:
     return Path(named).expanduser() if named else _users_own()
 
 
-def open_data(name: str, data_dir: Path | None = None, *, progress: Progress = silent) -> DataSet:
+def open_data(
+    name: str, data_dir: Path | None = None, *, workers: int | None = None, progress: Progress = silent
+) -> DataSet:
     """Opens a data set by its name.
 
     `shapes` is drawn when it is first used. A known data set whose official files lie in the data folder is imported
     when it is first used; where that folder cannot be written, the store in the user's own data folder takes it.
 
     Args:
-        name: "shapes", or a name that `rapa data list` shows.
+        name: "shapes", a name that `rapa data list` shows, or "folder:PATH" or "folder:PATH@SIZE": a folder with a
+            folder of images for each class, which are decoded when they are wanted and cut to SIZE x SIZE pixels
+            (224 where it is left out).
         data_dir: the folder of the store; None for the usual one.
+        workers: processes that decode the images of such a folder; None for the usual number, 0 for none.
         progress: called while images are drawn or imported.
 
     Raises:
         ConfigError: the name cannot be the name of a data set.
         FileError: there is no such data set, or it is damaged.
     """
+    if name.startswith(STREAMED):
+        return _streamed(name, stream.usual_workers() if workers is None else workers, progress)
     home = _home(data_dir)
     check_name(name)
     if name == EMBEDDED:
@@ -157,8 +168,25 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         hint = "names have letters, digits and - _ . only, and start with a letter or digit"
         if Path(name).is_dir():
-            hint = f"give the folder a name first: rapa data get NAME --from {name}"
+            hint = f"give the folder a name first: rapa data get NAME --from {name}; or stream it: --data folder:{name}"
         raise ConfigError(f"{name!r} cannot be the name of a data set", hint=hint)
+
+
+def _streamed(name: str, workers: int, progress: Progress) -> DataSet:
+    path, size = name.removeprefix(STREAMED), _SIZE
+    found = re.fullmatch(r"(.+)@([0-9]{1,9})", path, re.ASCII | re.DOTALL)
+    if found:
+        path, size = found[1], int(found[2])
+    if not path or not 8 <= size <= _MOST_PIXELS:
+        raise ConfigError(
+            f"--data {name}: got {f'images of {size} pixels' if path else 'no folder'}",
+            hint=f"write folder:PATH or folder:PATH@SIZE, SIZE from 8 to {_MOST_PIXELS}",
+        )
+    if not name.isprintable():
+        raise ConfigError(f"--data {name!r}: the path has signs that are no text", hint="rename the folder")
+    data = folder.stream(Path(path).expanduser(), name, size, workers=workers, progress=progress)
+    store.check(name, data.classes, data.train, data.test)
+    return data
 
 
 def _home(explicit: Path | None) -> Path:

@@ -1,14 +1,18 @@
-"""What a data set is: images and labels in memory, in two splits, with the constants of the training split."""
+"""What a data set is: images and labels in two splits, with the constants of the training split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from rapa_cli.shown import Shown
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the channels of ImageNet's images, on the [0, 1] pixel scale."""
 
 Progress = Callable[[str, int, int], None]
 """Called as a long step goes on with what is being done, how much of it is done, and how much there is in all
@@ -24,13 +28,15 @@ class Split(Shown):
     """Images and what they show.
 
     Attributes:
-        images: uint8, shape (N, C, H, W); it may lie in a memory-mapped file, so treat it as read-only.
+        images: uint8, shape (N, C, H, W); it may lie in a memory-mapped file, so treat it as read-only. Those of a
+            folder that is streamed are `StreamedImages`.
         labels: int64, shape (N,), values in [0, number of classes).
     """
 
     shown: ClassVar = ("images", "labels")
 
-    images: Tensor
+    # StreamedImages for a folder that is streamed; a union would ask every reader of other data which it has.
+    images: Tensor | Any
     labels: Tensor
 
     def __len__(self) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rapa_cli import config, tensors
 from rapa_cli.data.images import DataSet, Split
+from rapa_cli.data.stream import Images
 from rapa_cli.errors import FileError
 from rapa_cli.files import atomic, make_folder, system_error
 
@@ -240,11 +241,11 @@ def _check_constants(path: Path, arrays: dict[str, Tensor], hint: str) -> None:
             raise FileError(f"{path} is damaged: {key} has values outside [{low:.2g}, 1]", hint=hint)
 
 
-def _problem(images: Tensor, labels: Tensor, classes: int) -> str | None:
+def _problem(images: Images, labels: Tensor, classes: int) -> str | None:
     """What is wrong with the arrays of a split, if anything is."""
     if images.dtype != torch.uint8 or images.ndim != 4:
         return f"images are {images.dtype} {tuple(images.shape)}, not uint8 (N, C, H, W)"
-    if images.numel() == 0:
+    if 0 in images.shape:
         return f"there are no images, shape {tuple(images.shape)}"
     if images.shape[1] not in (1, 3):
         return f"images have {images.shape[1]} channels, allowed are 1 (grey) and 3 (RGB)"

@@ -46,9 +46,9 @@ def tiled_conv2d(
 
 
 def _past_operator(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
-    """Whether the C kernels are called without the operator: not where a graph is traced, which is to see it."""
-    traced = torch.compiler.is_compiling()
-    return not traced and len(x) > 0 and in_c(x, weight, bias) and cpu.fits(x, geometry)
+    """Whether the C kernels are called without the operator: not where a graph is traced, or types are to be cast."""
+    seen = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+    return not seen and len(x) > 0 and in_c(x, weight, bias) and cpu.fits(x, geometry)
 
 
 class _Direct(torch.autograd.Function):
@@ -60,7 +60,7 @@ class _Direct(torch.autograd.Function):
     ) -> Tensor:
         ctx.work = cpu.Work.of(assignment, weight, geometry)
         ctx.save_for_backward(x, weight)
-        return cpu.forward(ctx.work, x, weight, bias)
+        return reference.no_view(cpu.forward(ctx.work, x, weight, bias))
 
     @staticmethod
     @once_differentiable
@@ -101,7 +101,7 @@ def _forward(
         output = gpu.forward(x, weight, bias, assignment, shape)
     else:
         output = reference.forward(x, weight, bias, assignment, shape)
-    return _as_images(output)
+    return reference.no_view(_as_images(output))
 
 
 @_forward.register_fake
@@ -180,6 +180,12 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("rapa::tiled_conv2d", _gradients, setup_context=_setup)
+
+
+# Mixed precision leaves tiles in float32, as the kernels are.
+for _device in ("cpu", "cuda"):
+    for _operator in ("rapa::tiled_conv2d", "rapa::tiled_conv2d_backward"):
+        torch.library.register_autocast(_operator, _device, torch.float32)
 
 
 def _numbers(geometry: Geometry) -> list[int]:

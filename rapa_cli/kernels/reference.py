@@ -107,6 +107,11 @@ def backward(
     return torch.cat([part for part in x_parts if part is not None]) if wanted[0] else None, weight_grad, bias_grad
 
 
+def no_view(found: Tensor) -> Tensor:
+    """The same in the same memory, but no view: one that a function gives cannot be changed in place, as ReLU may."""
+    return found.new_empty(0).set_(found.untyped_storage(), found.storage_offset(), found.shape, found.stride())
+
+
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, geometry: Geometry) -> Tensor:
     batch, tiles, out_channels = len(x), weight.shape[0], weight.shape[1]
     blocks = blocks_of(assignment, tiles)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rapa_cli import config
 from rapa_cli.analog.module import AwareMatrices, PulsedMatrices
 from rapa_cli.analog.specification import arrays_of
+from rapa_cli.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rapa_cli.errors import ConfigError, RapaError, commas
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import keyed_layers, number_layers
@@ -28,8 +29,6 @@ from rapa_cli.tiling.schemes import balanced_tiles, scheme_named
 
 # Of networks whose patches are wanted alone.
 ANY_CLASSES = 10
-# Of the images that the networks of torchvision were trained on, on the [0, 1] pixel scale.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -413,12 +412,12 @@ def _normalization(definition: config.Network, shape: tuple[int, int, int], stat
             std = torch.where(statistics.std > 0, statistics.std, 1)
             return Normalize(statistics.mean.view(-1, 1, 1), std.view(-1, 1, 1))
         case "imagenet":
-            if channels != len(_IMAGENET_MEAN):
+            if channels != len(IMAGENET_MEAN):
                 raise ConfigError(
                     f"normalization: 'imagenet' is for images of 3 channels, these have {channels}",
                     hint="take mean-std: --set network.normalization=mean-std",
                 )
-            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
             return Normalize(mean, std)
         case "mean-image":
             return Normalize(torch.zeros(shape) if statistics is None else statistics.mean_image, one)

@@ -23,6 +23,7 @@ from rapa_cli.analysis.voting import vote_error
 from rapa_cli.attacks import batching, records
 from rapa_cli.attacks.evaluation import attack, attacks_named, attacks_of
 from rapa_cli.attacks.results import Point, results
+from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.files import write_text
 from rapa_cli.philox import MAX_SEED
@@ -163,7 +164,7 @@ class _Kept(config.Frozen):
 
 def measure(
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     settings: Settings,
     *,

@@ -134,6 +134,10 @@ class ArrayLayer(KeyedLayer, abc.ABC):
         Returns:
             (B, out, h, w).
         """
+        if torch.is_autocast_enabled(x.device.type):
+            # Mixed precision is for digital layers.
+            with torch.autocast(x.device.type, enabled=False):
+                return self.on_arrays(x.float(), assignment, geometry)
         draw = self.draw_for(len(x), x.device)
         if isinstance(self.matrices, PulsedMatrices):
             tiles = self.matrices.bank.tiles

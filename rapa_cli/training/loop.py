@@ -24,6 +24,7 @@ from rapa_cli.checkpoint import Description, Progress
 from rapa_cli.config import Recipe
 from rapa_cli.data.augmentation import augment, pixels
 from rapa_cli.data.images import DataSet
+from rapa_cli.data.stream import Crop, read
 from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted, RapaError
 from rapa_cli.keyed import draws, global_generator
 from rapa_cli.layers.network import Network, Statistics, build
@@ -137,18 +138,19 @@ class Training:
     def _epoch(self, watcher: Watcher, stop: StopRequest) -> None:
         recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
         device = next(self.network.parameters()).device
-        train = self.data.train
-        order = permutation(seed, epoch, len(train))
-        steps = -(-len(train) // recipe.batch_size)
+        order = torch.split(permutation(seed, epoch, len(self.data.train)), recipe.batch_size)
+        steps = len(order)
         set_rate(self.sgd, rate(recipe, epoch))
         sums = Sums.of(self.progress, device)
         start, seen_before, step = time.perf_counter(), sums.seen, self.progress.step
         before = self.progress
         self.network.train()
+        own = [ids[self.team.part(len(ids))] for ids in order[step:]]
+        crop = Crop(seed, epoch, recipe.crop) if recipe.crop < 1 else None
+        decoded = read(self.data.train.images, own, crop)
         try:
-            while step < steps:
-                ids = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-                self._step(ids, sums, device)
+            for ids, part, pictures in zip(order[step:], own, decoded, strict=True):
+                self._step(part, pictures, len(ids), sums, device)
                 step += 1
                 watcher.step(epoch, step, steps, sums)
                 self.team.check(stop)
@@ -157,7 +159,10 @@ class Training:
             watcher.testing(epoch)
             test = self._test(stop, device)
             more = self._votes(stop) | self._similarities()
-        except Interrupted:
+        except (Interrupted, FileError) as error:
+            if isinstance(error, FileError) and self.team.size > 1:
+                # The others are in the midst of a step.
+                raise
             self._check_finite(sums)
             self.progress = before.model_copy(
                 update={
@@ -170,6 +175,11 @@ class Training:
                 }
             )
             self.save()
+            if isinstance(error, FileError):
+                # An image that cannot be read: what was done is not lost, and goes on once it can be.
+                raise FileError(
+                    error.message, hint=f"put a whole image there, and go on: --resume {self.folder}"
+                ) from None
             raise
         row = {
             "epoch": epoch + 1,
@@ -204,39 +214,50 @@ class Training:
                 self._write_last()
         watcher.epoch(row, self.progress, images / max(training_seconds, 1e-9))
 
-    def _step(self, ids: Tensor, sums: Sums, device: torch.device) -> None:
-        """One step, for a batch of training images (B,); this process computes its part of them."""
-        own = ids[self.team.part(len(ids))]
-        loss, wrong = self._gradients(own, device)
-        loss, wrong = self.team.combine(self.network.parameters(), loss, wrong, len(own) / len(ids))
+    def _step(self, ids: Tensor, images: Tensor, batch: int, sums: Sums, device: torch.device) -> None:
+        """One step.
+
+        Args:
+            ids: of this process's part of the batch, (B,).
+            images: uint8 (B, C, H, W).
+            batch: how many images all processes have.
+            sums: they are added to.
+            device: where the network is.
+        """
+        loss, wrong = self._gradients(ids, images, device)
+        loss, wrong = self.team.combine(self.network.parameters(), loss, wrong, len(ids) / batch)
         # Elsewhere looking would make every step wait for the device; there it is noticed at the end of the epoch.
         if device.type == "cpu" and not torch.isfinite(loss):
-            raise self._diverged(sums, first_not_finite(self.network, lambda: self._gradients(own, device)))
+            raise self._diverged(sums, first_not_finite(self.network, lambda: self._gradients(ids, images, device)))
         self.sgd.step()
-        sums.add(loss, wrong, len(ids))
+        sums.add(loss, wrong, batch)
 
-    def _gradients(self, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _gradients(self, ids: Tensor, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Leaves the gradients of the mean loss of images; gives that loss, and how many were classified wrongly."""
         self.sgd.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
         wrong = torch.zeros((), dtype=torch.int64, device=device)
-        for part in ids.chunk(self.manifest.recipe.accumulate) if len(ids) else ():
-            of_part, wrong_of_part = self._add_gradients(part, device, share=len(part) / len(ids))
+        parts = self.manifest.recipe.accumulate
+        for part, pictures in zip(ids.chunk(parts), images.chunk(parts), strict=True) if len(ids) else ():
+            of_part, wrong_of_part = self._add_gradients(part, pictures, device, share=len(part) / len(ids))
             loss += of_part
             wrong += wrong_of_part
         return loss, wrong
 
-    def _add_gradients(self, ids: Tensor, device: torch.device, *, share: float) -> tuple[Tensor, Tensor]:
+    def _add_gradients(
+        self, ids: Tensor, images: Tensor, device: torch.device, *, share: float
+    ) -> tuple[Tensor, Tensor]:
         """Adds the gradients of a part of the images, their mean loss times its share of them."""
-        recipe, seed, epoch, train = self.manifest.recipe, self.manifest.seed, self.progress.epoch, self.data.train
-        images, labels = train.images[ids], train.labels[ids].to(device)
+        recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
+        labels = self.data.train.labels[ids].to(device)
         ids = ids.to(device)
         x = augment(
             pixels(images, device), ids, seed=seed, epoch=epoch, mirror=recipe.mirror, brightness=recipe.brightness
         )
-        with draws(self.network, images=ids, seed=seed, draw=epoch, stream="train"):
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp)
+        with mixed, draws(self.network, images=ids, seed=seed, draw=epoch, stream="train"):
             logits = self.network(x) if self.network.definition.module is None else self._logits(x, ids)
-        loss = nn.functional.cross_entropy(logits, labels)
+        loss = nn.functional.cross_entropy(logits.float(), labels)
         if share < 1:
             loss = loss * share
         loss.backward()  # type: ignore[no-untyped-call]
@@ -274,12 +295,12 @@ class Training:
         loss = torch.zeros((), dtype=torch.float64, device=device)
         with evaluating(self.network), torch.inference_mode():
             # The largest part says how many batches there are: all processes must ask equally often whether to stop.
-            for first in range(0, -(-len(test) // team.size), _TEST_BATCH):
-                ids = own[first : first + _TEST_BATCH]
+            wanted = [own[first : first + _TEST_BATCH] for first in range(0, -(-len(test) // team.size), _TEST_BATCH)]
+            for ids, images in zip(wanted, read(test.images, wanted), strict=True):
                 if len(ids):
                     labels = test.labels[ids].to(device)
                     with draws(self.network, images=ids.to(device), seed=seed, draw=epoch, stream="test"):
-                        logits = self.network(pixels(test.images[ids], device))
+                        logits = self.network(pixels(images, device))
                     wrong += (logits.argmax(1) != labels).sum()
                     loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
                 team.check(stop)
@@ -368,7 +389,17 @@ def untrained(
     )
     team.accept(network, manifest.recipe.batch_size, data)
     _check_batches(network, manifest.recipe, len(data.train))
-    return network.to(device)
+    return placed(network, device)
+
+
+def placed(network: Network, device: torch.device) -> Network:
+    """The network on a device; on a CUDA device ordinary convolutions have channels last in memory, as images have."""
+    network.to(device)
+    if device.type == "cuda":
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)
+    return network
 
 
 def _check_batches(network: nn.Module, recipe: Recipe, images: int) -> None:
@@ -462,7 +493,7 @@ def resume(
             f"--epochs {manifest.recipe.epochs}: the run in {folder} is in epoch {begun} already",
             hint=f"allowed are {begun} and more; for fewer begin a new run with --out",
         )
-    network = checkpoint.restore(saved, path, code).to(device)
+    network = placed(checkpoint.restore(saved, path, code), device)
     team.accept(network, manifest.recipe.batch_size, data)
     sgd = optimizer(network, manifest.recipe)
     for name, parameter in network.named_parameters():

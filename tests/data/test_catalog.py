@@ -154,7 +154,8 @@ def test_names_that_are_no_names(home: Path, name: str) -> None:
 def test_a_folder_as_a_name_is_explained(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         open_data(str(home), home)
-    assert caught.value.hint == f"give the folder a name first: rapa data get NAME --from {home}"
+    named = f"give the folder a name first: rapa data get NAME --from {home}"
+    assert caught.value.hint == f"{named}; or stream it: --data folder:{home}"
 
 
 def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
