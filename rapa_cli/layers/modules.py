@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
+import shlex
 import sys
 import types
 import warnings
@@ -131,14 +133,16 @@ def load_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         return tensors.read(path)[0]
     except (OSError, ValueError) as error:
+        # Quoted for Python and for the shell, since the name may be a stranger's too.
+        names = [json.dumps(name, ensure_ascii=False) for name in (path.name, f"{path.stem}.safetensors")]
         convert = (
             "from safetensors.torch import save_file; import torch; "
-            f"save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')"
+            f"save_file(torch.load({names[0]}, weights_only=True), {names[1]})"
         )
         reason = " ".join(str(error).split())[:100]
         raise FileError(
             f"cannot read the weights {path}: it is no safetensors file ({reason})",
-            hint=f'a state dictionary of torch becomes one by: python -c "{convert}"',
+            hint=f"a state dictionary of torch becomes one by: python -c {shlex.quote(convert)}",
         ) from None
 
 

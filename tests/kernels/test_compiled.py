@@ -71,6 +71,30 @@ def test_a_folder_that_others_may_write_to_is_not_used(cache: Path) -> None:
     assert not list(cache.iterdir())
 
 
+def test_a_folder_of_another_user_is_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir(parents=True)
+    owner = cache.stat().st_uid
+    monkeypatch.setattr(compiled.os, "getuid", lambda: owner + 1)
+    kernels = _again()
+    assert kernels.library is None
+    assert "is not the user's own" in kernels.reason
+    assert not list(cache.iterdir())
+
+
+def test_a_library_that_others_may_write_to_is_built_anew(cache: Path) -> None:
+    _again()
+    (library,) = cache.iterdir()
+    before = library.stat().st_ino
+    library.chmod(0o770)
+    kept = library.with_suffix(".kept")
+    kept.hardlink_to(library)
+    assert _again().library is not None
+    kept.unlink()
+    (rebuilt,) = cache.iterdir()
+    assert rebuilt.stat().st_ino != before
+    assert rebuilt.stat().st_mode & 0o077 == 0
+
+
 @pytest.mark.parametrize("name", ["tiled_conv.c", "analog_conv.c", "common.h"])
 def test_every_source_decides_what_is_built(
     cache: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

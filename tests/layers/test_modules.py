@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -223,17 +225,57 @@ def test_other_weights_are_refused(file: Path, tmp_path: Path) -> None:
         take(network, {**own, "0.weight": torch.ones(4, 3, 5, 5), "1.bias": torch.ones(3)})
     with pytest.raises(FileError, match=r"^there is no file of weights "):
         load_weights(tmp_path / "none.safetensors")
-    torch.save(own, tmp_path / "own.pth")
-    with pytest.raises(FileError, match=r"own\.pth: it is no safetensors file") as caught:
-        load_weights(tmp_path / "own.pth")
-    assert caught.value.hint is not None
-    command = caught.value.hint.partition('python -c "')[2].rstrip('"')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        exec(command, {})
-    assert take(network, load_weights(tmp_path / "own.safetensors")) == ()
     with pytest.raises(ConfigError, match=r"^network 'full' takes no weights from a file$"):
         build(config.load_network("full"), (3, 32, 32), 10, weights=own)
+
+
+@pytest.mark.parametrize("stem", ["own", """own"') $(touch canary)"""])
+def test_a_file_of_torch_is_not_unpickled_and_the_hint_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = nn.Linear(4, 5)
+    file = Path(f"{stem}.pth")
+    torch.save(network.state_dict(), file)
+    with pytest.raises(FileError, match=r"\.pth: it is no safetensors file") as caught:
+        load_weights(file)
+    assert caught.value.hint is not None
+    # As a shell reads it, but for what the shell itself would run.
+    python, option, program = shlex.split(caught.value.hint.partition(": ")[2])
+    assert (python, option) == ("python", "-c")
+    exec(program, {})
+    assert take(network, load_weights(Path(f"{stem}.safetensors"))) == ()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{stem}.pth", f"{stem}.safetensors"])
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> object:
+        return Path.touch, (Path("canary"),)
+
+
+@pytest.mark.parametrize("damage", ["program", "program in an archive", "cut off", "a long header", "nothing"])
+def test_damaged_weights_are_refused_and_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("weights.safetensors")
+    save_file(nn.Linear(40, 50).state_dict(), file)
+    whole = file.read_bytes()
+    if damage == "program in an archive":
+        torch.save({"weight": Hostile()}, file)
+    else:
+        contents = {
+            "program": pickle.dumps(Hostile()),
+            "cut off": whole[: len(whole) // 2],
+            "a long header": (2**40).to_bytes(8, "little") + whole[8:],
+            "nothing": b"",
+        }
+        file.write_bytes(contents[damage])
+    with pytest.raises(FileError, match=r"^cannot read the weights weights\.safetensors: it is no safetensors file"):
+        load_weights(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
 @pytest.mark.parametrize(
