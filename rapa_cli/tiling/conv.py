@@ -14,7 +14,7 @@ from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.kernels.operator import tiled_conv2d
 from rapa_cli.keyed import check_ids
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
-from rapa_cli.tiling.schemes import scheme_named
+from rapa_cli.tiling.schemes import Scheme, scheme_named
 
 Pair = int | tuple[int, int]
 
@@ -36,7 +36,7 @@ class TiledConv2d(ArrayLayer):
         dilation: likewise.
         bias: whether each array has an extra row for a bias.
         tiles: number of tiles n_t, from 1 to the number of patches; for `perforated` the perforation factor.
-        scheme: none, random, random-fixed, image-overlap, image-pad, alternate or perforated.
+        scheme: none, random, random-fixed, image-overlap, image-pad, alternate or perforated; or a scheme of your own.
         padding_mode: what lies beyond the border: zeros, reflect, replicate or circular, as in `nn.Conv2d`; zeros alone
             for `image-pad`, whose regions end in them.
         arrays: what the arrays are made of, as `analog.presets` have them; None are ideal ones. Arrays that learn by
@@ -62,7 +62,7 @@ class TiledConv2d(ArrayLayer):
         bias: bool = True,
         *,
         tiles: int = 1,
-        scheme: str = "random",
+        scheme: str | Scheme = "random",
         padding_mode: PaddingMode = "zeros",
         arrays: AnyArrays | None = None,
     ) -> None:
@@ -88,10 +88,10 @@ class TiledConv2d(ArrayLayer):
         self._scheme.check(tiles)
         if padding_mode not in get_args(PaddingMode):
             raise ValueError(f"padding_mode: got '{padding_mode}', allowed are {', '.join(get_args(PaddingMode))}")
-        if padding_mode != "zeros" and scheme == "image-pad":
+        if padding_mode != "zeros" and self._scheme.name == "image-pad":
             raise ValueError(f"padding_mode: got '{padding_mode}', but scheme 'image-pad' has zeros around its regions")
         self.padding_mode: PaddingMode = padding_mode
-        self.scheme, self.tiles = scheme, tiles
+        self.scheme, self.tiles = self._scheme.name, tiles
         matrices = self._scheme.matrices(tiles)
         # In memory as the kernels read it, so that no step copies it.
         in_memory = torch.empty(matrices, *self.kernel_size, in_channels, out_channels)
@@ -108,7 +108,7 @@ class TiledConv2d(ArrayLayer):
             self.dilation,
             self.bias is not None,
             tiles=self.tiles,
-            scheme=self.scheme,
+            scheme=self._scheme,
             padding_mode=self.padding_mode,
             arrays=arrays,
         )

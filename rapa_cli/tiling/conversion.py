@@ -20,7 +20,7 @@ from rapa_cli.keyed import number_layers
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.schemes import balanced_tiles
+from rapa_cli.tiling.schemes import Scheme, balanced_tiles, scheme_named
 from rapa_cli.tiling.tracing import trace
 
 Tiles = int | Sequence[int] | Mapping[str, int] | Literal["auto"]
@@ -31,7 +31,7 @@ def convert(
     module: nn.Module,
     *,
     tiles: Tiles = "auto",
-    scheme: str = "random",
+    scheme: str | Scheme = "random",
     shape: tuple[int, int, int] | None = None,
     arrays: AnyArrays | None = None,
 ) -> nn.Module:
@@ -54,7 +54,7 @@ def convert(
             numbers by the names of layers, of which the others have one tile; or "auto": balanced ones for images of
             `shape`, n_p divided by the smallest n_p above 1, as `balanced` has it. Without a shape that is one tile
             where layers go onto arrays, and an error elsewhere.
-        scheme: the tiling scheme.
+        scheme: the tiling scheme: its name, or one of your own.
         shape: (C, H, W) of an image, for balanced tiles.
         arrays: what the arrays are made of, as `analog.presets` have them; None leaves them ideal, and linear layers
             as they are.
@@ -68,6 +68,7 @@ def convert(
             weights yet, images that the network cannot take, or something else than arrays.
     """
     refuse_uncalled(arrays)
+    scheme = scheme_named(scheme)
     module = copy.deepcopy(module)
     # A layer that a network holds in several places is one layer, with the name of the first.
     names: dict[nn.Module, str] = {}
@@ -114,7 +115,7 @@ def replaced(module: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> 
     return module
 
 
-def balanced(module: nn.Module, shape: tuple[int, int, int], scheme: str = "random") -> dict[str, int]:
+def balanced(module: nn.Module, shape: tuple[int, int, int], scheme: str | Scheme = "random") -> dict[str, int]:
     """Balanced tiles of a network's convolutions, for images of a shape (C, H, W).
 
     Args:
@@ -138,7 +139,7 @@ def _counts(
     module: nn.Module,
     names: Sequence[str],
     tiles: Tiles,
-    scheme: str,
+    scheme: Scheme,
     shape: tuple[int, int, int] | None,
     arrays: AnyArrays | None,
 ) -> dict[str, int]:
@@ -146,9 +147,9 @@ def _counts(
     if isinstance(tiles, int):
         return dict.fromkeys(names, tiles)
     if tiles == "auto":
-        if shape is None and arrays is None and names and scheme != "none":
+        if shape is None and arrays is None and names and scheme.name != "none":
             raise ValueError("tiles: balanced ones depend on the size of the images; give shape=(C, H, W), or numbers")
-        tiles = {} if shape is None or scheme == "none" else balanced(module, shape, scheme)
+        tiles = {} if shape is None or scheme.name == "none" else balanced(module, shape, scheme)
     if isinstance(tiles, Mapping):
         unknown = next((name for name in tiles if name not in names), None)
         if unknown is not None:
@@ -161,7 +162,7 @@ def _counts(
     return dict(zip(names, tiles, strict=True))
 
 
-def _obstacle(layer: nn.Conv2d, scheme: str) -> str | None:
+def _obstacle(layer: nn.Conv2d, scheme: Scheme) -> str | None:
     """Why a convolution cannot be tiled; None where it can."""
     kind = type(layer)
     if layer.groups != 1:
@@ -174,12 +175,12 @@ def _obstacle(layer: nn.Conv2d, scheme: str) -> str | None:
         return f"is a {kind.__name__} with a product of its own"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks"
-    if layer.padding_mode != "zeros" and scheme == "image-pad":
+    if layer.padding_mode != "zeros" and scheme.name == "image-pad":
         return f"has padding_mode='{layer.padding_mode}', while scheme 'image-pad' has zeros around its regions"
     return None
 
 
-def _tiled(layer: nn.Conv2d, tiles: int, scheme: str, arrays: AnyArrays | None) -> TiledConv2d:
+def _tiled(layer: nn.Conv2d, tiles: int, scheme: Scheme, arrays: AnyArrays | None) -> TiledConv2d:
     tiled = TiledConv2d(
         layer.in_channels,
         layer.out_channels,

@@ -27,6 +27,9 @@ _OFFSET_BLOCK = 0xFFFFFFFF
 class Scheme(ABC):
     """A rule that assigns patches to tiles.
 
+    A class derived from it that has a name and `assign` is a scheme like those below: `TiledConv2d` and `convert` take
+    an instance of it in place of a name.
+
     Attributes:
         name: as on the command line.
         square: whether the number of tiles must be a square.
@@ -166,23 +169,25 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
-def scheme_named(name: str) -> Scheme:
-    """The scheme of a name.
+def scheme_named(name: str | Scheme) -> Scheme:
+    """The scheme of a name; one that somebody made is taken as it is.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: there is none of that name; the message names the nearest.
     """
+    if isinstance(name, Scheme):
+        return name
     if name not in SCHEMES:
         raise ValueError(f"scheme: there is no '{name}'; {suggestion(str(name), SCHEMES)}")
     return SCHEMES[name]
 
 
-def balanced_tiles(patches: Sequence[int], scheme: str) -> tuple[int, ...]:
+def balanced_tiles(patches: Sequence[int], scheme: str | Scheme) -> tuple[int, ...]:
     """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer; the square below it for square schemes.
 
     Args:
         patches: n_p of each layer.
-        scheme: its name; `none` has one tile everywhere.
+        scheme: it or its name; `none` has one tile everywhere.
     """
     if scheme == "none":
         return (1,) * len(patches)
