@@ -14,12 +14,16 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
 # Columns of a terminal from which a bar has room beside its texts.
 _WIDE = 72
+# Where there is no terminal the first line comes after so many seconds, each next one when twice as many have gone by,
+# and at the longest so many later.
+_FIRST_LINE, _LATEST_LINE = 10.0, 600.0
 
 
 def out() -> Console:
@@ -72,8 +76,33 @@ def size(count: int) -> str:
     return f"{amount:.3g} GiB" if amount < 100 else f"{amount:.0f} GiB"
 
 
-def progress(*, transient: bool = True, counted: bool = True) -> Progress:
-    """A progress bar on standard error; it shows nothing where that is no terminal.
+class _Lines(Progress):
+    """What a bar would show, in a log: a line now and then, less often the longer it takes."""
+
+    _next = _FIRST_LINE
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As a bar's."""
+        super().update(task_id, **changes)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As a bar's."""
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        task = self._tasks[task_id]
+        taken = task.elapsed or 0.0
+        if taken < self._next:
+            return
+        self._next = taken + min(taken, _LATEST_LINE)
+        done = f"{task.percentage:.0f} %, " if task.total else ""
+        note(f"{task.description}: {done}{duration(taken)} so far")
+
+
+def progress(*, transient: bool = True, counted: bool = True, lines: bool = True) -> Progress:
+    """A progress bar on standard error; where that is no terminal, a line now and then.
 
     On a narrow terminal the bar itself and the count are left out, so that the texts stay whole.
 
@@ -81,8 +110,11 @@ def progress(*, transient: bool = True, counted: bool = True) -> Progress:
         transient: whether it goes when it ends.
         counted: whether a count and the time left by the speed of the last half minute stand beside it; else the
             task's description says what there is to say.
+        lines: whether there are lines where there is no terminal; else who asks for the bar writes its own.
     """
     console = err()
+    if not console.is_terminal and lines:
+        return _Lines(console=console, disable=True)
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), TimeRemainingColumn()]
     if console.width >= _WIDE:
         columns = [SpinnerColumn(), columns[0], BarColumn(bar_width=None), MofNCompleteColumn(), columns[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,7 +245,14 @@ def _evaluate(job: Job, records: Records, *, sanity: bool | None, strict: bool, 
             networks, first.images, first.labels, records, source=job.source, on_part=on_part, on_cost=on_cost
         )
         set_total(run.cost)
-        run.attack()
+        try:
+            run.attack()
+        except BaseException:
+            if records.folder is not None:
+                console.note(
+                    f"what is done is kept; go on with: rapa attack --resume {shlex.quote(str(records.folder))}"
+                )
+            raise
         found = results(records, attacks_named(run.attacks))
         # The paper's figure costs what it did; whoever asks for more than it is told whether to believe it.
         wanted = sanity if sanity is not None else strict or not job.plain

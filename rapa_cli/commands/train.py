@@ -409,7 +409,7 @@ class _Watcher:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._epochs = recipe, recipe.epochs
-        self._bar: Bar = console.progress()
+        self._bar: Bar = console.progress(lines=False)
         self._task: Any = None
         self._asked = 0.0
 

@@ -236,6 +236,18 @@ def test_points_are_counted_over_draws(rapa: Run) -> None:
     assert Point.__dataclass_fields__.keys() >= {"accuracy", "accuracy_all"}
 
 
+def test_who_interrupts_it_is_told_how_it_goes_on(rapa: Run) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as meanwhile:
+        meanwhile.setattr(Evaluation, "_attack", interrupted)
+        outcome = rapa("attack", DONE, "--images", "5", "--out", "to go on")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert "go on with: rapa attack --resume 'to go on'" in outcome.err
+    assert rapa("attack", "--resume", "to go on").code == 0
+
+
 SLOW = ["--methods", "pgd,fgsm", "--threat", "eot:4", "--snr", "15,5", "--batch-size", "3", "--draws", "2"]
 
 
