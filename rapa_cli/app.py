@@ -5,9 +5,10 @@ Nothing heavy is imported here: `rapa --help` answers at once.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
 import errno
-import gc
 import os
 import re
 import signal
@@ -114,9 +115,11 @@ def main() -> NoReturn:
     except OSError as error:
         code = _report(error)
         _silence_output()
-    # Python would look through all that torch has made once more before it ends, which takes a second.
-    gc.freeze()
-    sys.exit(code)
+    # Python would take apart all that torch has made, which takes a second, and more on a busy machine.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
