@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -71,6 +72,33 @@ class Soak:
                 f"{max(lingered):.2f} s, the same to the last bit"
             )
 
+    def reproduce(self) -> Iterator[str]:
+        """Experiments killed, or stopped by signals, at random moments."""
+        kills.prepare_experiment(self._folder, self._launcher)
+        started = time.monotonic()
+        whole = self._launcher.run([*kills.EXPERIMENT, "--out", "experiments whole"])
+        seconds = time.monotonic() - started
+        # A claim that fails is no failure here.
+        assert whole.code in (0, 4), whole.messages[-2000:]
+        codes = {signal.SIGKILL: kills.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
+        ends, lingered = Counter[str](), []
+        command = [*kills.EXPERIMENT, "--out", "experiments parts"]
+        for _ in range(max(self._most // 10, 3)):
+            number = self._rng.choice(list(codes))
+            ended = self._launcher.run(command, seconds=self._rng.uniform(0.1, 0.7) * seconds, number=number)
+            if ended.lingered is None:
+                assert ended.code == whole.code, (ended.code, ended.messages[-2000:])
+                break
+            assert ended.code == codes[number], (ended.code, ended.messages[-2000:])
+            ends[number.name] += 1
+            if number != signal.SIGKILL:
+                lingered.append(ended.lingered)
+        ended = self._launcher.run(command)
+        assert ended.code == whole.code, ended.messages[-2000:]
+        kills.same_experiments(self._folder / "experiments whole", self._folder / "experiments parts")
+        told = ", ".join(f"{count} {name}" for name, count in sorted(ends.items()))
+        yield f"{told}, the longest took {max(lingered, default=0):.2f} s to end, the same to the last bit"
+
     def load(self) -> Iterator[str]:
         """Memory over long runs."""
         for found in (
@@ -117,7 +145,7 @@ def _told(tally: Tally) -> str:
 def main() -> int:
     """Does the parts that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="kills, signals, load; all when left out")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="kills, signals, reproduce, load; all when left out")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments")
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="of the first run")
     asked = parser.parse_args()
@@ -129,6 +157,7 @@ def main() -> int:
             parts: dict[str, Callable[[], Iterator[str]]] = {
                 "kills": soak.kills,
                 "signals": soak.signals,
+                "reproduce": soak.reproduce,
                 "load": soak.load,
             }
             if "kills" not in (asked.parts or parts):

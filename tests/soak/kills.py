@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rapa_cli import checkpoint, runs
@@ -22,6 +23,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "random-fixed on arrays": ("--scheme", "random-fixed", "--tiles", "4,2", "--arrays", "Idealized"),
     "perforated on arrays": ("--scheme", "perforated", "--tiles", "2,2", "--arrays", "Idealized"),
 }
+EXPERIMENT = (
+    *("reproduce", "table1", "--data", "large", "--schemes", "none,random", "--seeds", "1", "--recipe", "short"),
+    *("--set", "mirror=false", "--epochs", "60", "--jobs", "2"),
+)
+"""Two trainings at the same time, whose results become a table."""
 _TOML = "".join(
     "[[layers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in layer.items()) for layer in tiny.LAYERS
 )
@@ -65,6 +71,16 @@ def prepare(folder: Path, launcher: Launcher, *, train: int = 60, test: int = 30
     tiny.write_arrays(folder / "arrays", train=train, test=test)
     (folder / "tiny.toml").write_text(_TOML, encoding="utf-8")
     done(launcher.run(["data", "get", "mini", "--from", "arrays"]))
+
+
+def prepare_experiment(folder: Path, launcher: Launcher) -> None:
+    """Makes the data set of `EXPERIMENT`, with images as large as those that its tilings are for."""
+    (folder / "large").mkdir()
+    for name, count in (("train", 50), ("test", 20)):
+        part = tiny.split(count, seed=count)
+        images = part.images.repeat_interleave(4, 2).repeat_interleave(4, 3).permute(0, 2, 3, 1)
+        np.savez(folder / "large" / f"{name}.npz", images=images.numpy(), labels=part.labels.numpy())
+    done(launcher.run(["data", "get", "large", "--from", "large"]))
 
 
 def done(ended: Ended) -> Ended:
@@ -124,6 +140,17 @@ def same(one: Path, other: Path) -> None:
         assert _progress(first) == _progress(second), name
     for name in ("metrics.csv", "metrics.jsonl"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def same_experiments(one: Path, other: Path) -> None:
+    """Raises AssertionError unless two folders of `EXPERIMENT` hold the same table and the same trainings."""
+    tables = [json.loads((place / "tables" / "table1.json").read_text(encoding="utf-8")) for place in (one, other)]
+    assert tables[0]["measures"] == tables[1]["measures"]
+    names = [sorted(path.name for path in (place / "runs").iterdir()) for place in (one, other)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 2
+    for name in names[0]:
+        same(one / "runs" / name, other / "runs" / name)
 
 
 def _progress(found: checkpoint.Checkpoint) -> object:
