@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -153,7 +154,7 @@ def _layer(keys: dict[str, Any]) -> str:
     return " ".join([f"{kind:<7}", ", ".join(f"{key} {value}" for key, value in keys.items())]).rstrip()
 
 
-def _rows(name: str, description: str, rows: dict[str, str | None]) -> None:
+def _rows(name: str, description: str, rows: Mapping[str, str | None]) -> None:
     """A title, and a table of labels and texts, wrapped to the screen."""
     from rich.text import Text
 
