@@ -16,13 +16,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rapa_cli import __version__
+from rapa_cli import __version__, console
 from rapa_cli.commands import (
     attack,
     bench,
@@ -48,6 +49,12 @@ INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 1
 
+# Whether an error also shows where it came from.
+_verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+
+# Options of `rapa` itself, which stand before the command.
+_GLOBAL = {"--quiet", "-q", "--verbose", "-v"}
+
 # What others call some options.
 _ALIASES = {"rate": "--lr", "learning-rate": "--lr", "dataset": "--data", "output": "--out"}
 
@@ -71,8 +78,24 @@ def rapa(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show results and errors, but neither progress nor messages.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also show warnings of libraries, and where an error came from.")
+    ] = False,
 ) -> None:
-    """Convolutional networks whose kernel matrices are replicated on several analog arrays."""
+    """Convolutional networks whose kernel matrices are replicated on several analog arrays.
+
+    --quiet and --verbose stand before the command; NO_COLOR=1 in the environment takes the colours away.
+
+    Example: rapa train --data shapes, then rapa --quiet vote
+    """
+    if quiet:
+        console.quiet.set(True)
+    if verbose:
+        _verbose.set(True)
+        warnings.simplefilter("default")
 
 
 for _command in (
@@ -134,6 +157,8 @@ def run(arguments: Sequence[str]) -> int:
     """
     program: Any = typer.main.get_command(app)
     given = session.arguments.set(tuple(arguments))
+    quiet = console.quiet.set(console.quiet.get())
+    verbose = _verbose.set(_verbose.get() or bool(os.environ.get("RAPA_TRACEBACK")))
     try:
         outcome = program(list(arguments), prog_name="rapa", standalone_mode=False)
     except SystemExit as error:
@@ -147,11 +172,13 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):
             return _report_usage(error, *_addressed(program, arguments))
-        if os.environ.get("RAPA_TRACEBACK"):
+        if _verbose.get():
             traceback.print_exception(error)
         return _report(error)
     finally:
         session.arguments.reset(given)
+        console.quiet.reset(quiet)
+        _verbose.reset(verbose)
     if outcome == INTERRUPTED:
         _say("interrupted")
     return outcome if isinstance(outcome, int) else 0
@@ -162,7 +189,7 @@ def _report(error: Exception) -> int:
     known = error if isinstance(error, RapaError) else _from_system(error)
     if known is None:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        _say(f"internal error: {text}", "set RAPA_TRACEBACK=1 to see where", prefix="error: ")
+        _say(f"internal error: {text}", "`rapa --verbose` before the command shows where", prefix="error: ")
         return 1
     _say(known.message, known.hint, prefix="" if isinstance(known, Interrupted) else "error: ")
     return known.exit_code
@@ -172,6 +199,8 @@ def _addressed(program: Any, arguments: Sequence[str]) -> tuple[str, Any]:
     """The path (`rapa data get`) and the object of the command that a command line speaks to."""
     path, command = "rapa", program
     for argument in arguments:
+        if argument in _GLOBAL and command is program:
+            continue
         below = getattr(command, "commands", {}).get(argument)
         if below is None:
             break
@@ -195,6 +224,8 @@ def _report_usage(error: Any, path: str, command: Any) -> int:
         # Without dashes, which all of them have in common and which would make strangers look alike.
         names = {name.lstrip("-"): name for name in [*known, "--help"]}
         names |= {word: name for word, name in _ALIASES.items() if name in known}
+        if error.option_name in _GLOBAL and path != "rapa":
+            return _before_the_command(error, path)
         near = difflib.get_close_matches(str(error.option_name).lstrip("-"), names, n=1)
         hint = f"did you mean '{names[near[0]]}'?" if near else hint
     elif unknown_command:
@@ -205,6 +236,12 @@ def _report_usage(error: Any, path: str, command: Any) -> int:
         allowed = message.partition(", unable to parse")[0].rstrip(".")
         message = f"{allowed}, got '{error.__cause__.errors()[0]['input']}'".replace(": Input should", ": input should")
     _say(message[:1].lower() + message[1:].rstrip("."), hint, prefix="error: ")
+    return int(error.exit_code)
+
+
+def _before_the_command(error: Any, path: str) -> int:
+    words = path.removeprefix("rapa ")
+    _say(f"{error.option_name} stands before the command", f"rapa {error.option_name} {words} ...", prefix="error: ")
     return int(error.exit_code)
 
 
@@ -230,13 +267,11 @@ def _say(message: str, hint: str | None = None, *, prefix: str = "") -> None:
     """Writes one line, and one for the hint, on standard error."""
     from rich.text import Text
 
-    from rapa_cli.console import err
-
-    console = err()
+    screen = console.err(always=True)
     colour = "bold red" if prefix else "bold yellow"
-    console.print(Text.assemble((prefix, colour), one_line(message)), soft_wrap=True)
+    screen.print(Text.assemble((prefix, colour), one_line(message)), soft_wrap=True)
     if hint:
-        console.print(Text.assemble(("hint: ", "bold cyan"), one_line(hint)), soft_wrap=True)
+        screen.print(Text.assemble(("hint: ", "bold cyan"), one_line(hint)), soft_wrap=True)
 
 
 def _silence_output() -> int:

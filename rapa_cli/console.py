@@ -5,35 +5,35 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+# Loaded when something is shown: shells ask for completions at every key, and help needs none of it.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 # Columns of a terminal from which a bar has room beside its texts.
 _WIDE = 72
-# Where there is no terminal the first line comes after so many seconds, each next one when twice as many have gone by,
-# and at the longest so many later.
-_FIRST_LINE, _LATEST_LINE = 10.0, 600.0
+
+
+# Whether progress and messages are left out; errors never are.
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 def out() -> Console:
     """The console of results."""
+    from rich.console import Console
+
     return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def err() -> Console:
-    """The console of progress and messages."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+def err(*, always: bool = False) -> Console:
+    """The console of progress and messages, which says nothing where these are not wanted; unless `always`."""
+    from rich.console import Console
+
+    silent = quiet.get() and not always
+    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty(), quiet=silent)
 
 
 def note(message: str) -> None:
@@ -76,31 +76,6 @@ def size(count: int) -> str:
     return f"{amount:.3g} GiB" if amount < 100 else f"{amount:.0f} GiB"
 
 
-class _Lines(Progress):
-    """What a bar would show, in a log: a line now and then, less often the longer it takes."""
-
-    _next = _FIRST_LINE
-
-    def update(self, task_id: TaskID, **changes: Any) -> None:
-        """As a bar's."""
-        super().update(task_id, **changes)
-        self._tell(task_id)
-
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """As a bar's."""
-        super().advance(task_id, advance)
-        self._tell(task_id)
-
-    def _tell(self, task_id: TaskID) -> None:
-        task = self._tasks[task_id]
-        taken = task.elapsed or 0.0
-        if taken < self._next:
-            return
-        self._next = taken + min(taken, _LATEST_LINE)
-        done = f"{task.percentage:.0f} %, " if task.total else ""
-        note(f"{task.description}: {done}{duration(taken)} so far")
-
-
 def progress(*, transient: bool = True, counted: bool = True, lines: bool = True) -> Progress:
     """A progress bar on standard error; where that is no terminal, a line now and then.
 
@@ -112,9 +87,20 @@ def progress(*, transient: bool = True, counted: bool = True, lines: bool = True
             task's description says what there is to say.
         lines: whether there are lines where there is no terminal; else who asks for the bar writes its own.
     """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from rapa_cli.log_lines import Lines
+
     console = err()
     if not console.is_terminal and lines:
-        return _Lines(console=console, disable=True)
+        return Lines(console=console, disable=True)
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), TimeRemainingColumn()]
     if console.width >= _WIDE:
         columns = [SpinnerColumn(), columns[0], BarColumn(bar_width=None), MofNCompleteColumn(), columns[1]]
@@ -126,7 +112,7 @@ def progress(*, transient: bool = True, counted: bool = True, lines: bool = True
         transient=transient,
         # The bar takes the room that the texts leave.
         expand=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or console.quiet,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +84,61 @@ def test_every_option_says_what_it_is(words: list[str]) -> None:
     assert command.help
     for parameter in command.params:
         assert getattr(parameter, "help", None), f"{words}: {parameter.name} has no help"
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_help_has_an_example(rapa: Run, words: list[str]) -> None:
+    text = " ".join(rapa(*words, "--help").out.split())
+    assert " Example: rapa" in text
+    example = text.partition(" Example: ")[2].partition(" Options:")[0].partition(",")[0].split()
+    # Of a group, the example is of one of its commands; of a command, of the command itself.
+    assert example[: len(words) + 1] == ["rapa", *words]
+    assert example[1] in COMMANDS
+
+
+@pytest.mark.parametrize("option", ["-q", "--quiet", "-v", "--verbose"])
+def test_options_of_the_program_stand_before_the_command(rapa: Run, option: str) -> None:
+    outcome = rapa("data", "list", option)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"error: {option} stands before the command\nhint: rapa {option} data list ...\n"
+    outcome = rapa(option, "data", "list", "--jsn")
+    assert outcome.err.splitlines()[-1] == "hint: did you mean '--json'?"
+
+
+def test_quiet_leaves_results_and_errors(rapa: Run) -> None:
+    loud, quiet = rapa("data", "list"), rapa("--quiet", "data", "list")
+    assert loud.err.startswith("data folder: ")
+    assert quiet == Outcome(0, loud.out, "")
+    missing = rapa("evaluate", "nothing")
+    assert rapa("-q", "evaluate", "nothing") == missing
+    assert missing.err
+    assert rapa("data", "list") == loud
+
+
+def test_verbose_shows_where_an_error_came_from(rapa: Run) -> None:
+    brief, long = rapa("evaluate", "nothing"), rapa("-v", "evaluate", "nothing")
+    assert long.code == brief.code
+    assert long.err.startswith("Traceback (most recent call last):\n")
+    assert long.err.endswith(brief.err)
+    assert rapa("evaluate", "nothing") == brief
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_no_color(colours: bool, tmp_path: Path) -> None:
+    """On a terminal errors are coloured, and with NO_COLOR they are not."""
+    pty = pytest.importorskip("pty", reason="this system has no pseudo terminals")
+    main, branch = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color"} | ({} if colours else {"NO_COLOR": "1"})
+    command = [sys.executable, "-m", "rapa_cli", "trian"]
+    done = subprocess.run(command, stderr=branch, env=environment, check=False)
+    os.close(branch)
+    shown = os.read(main, 10_000).decode()
+    os.close(main)
+    assert done.returncode == 2
+    assert "no such command: trian" in shown
+    coloured = re.search(r"\x1b\[[0-9;]*3[0-7]m", shown) is not None
+    assert coloured is colours
 
 
 def test_no_arguments_show_the_help(rapa: Run) -> None:
@@ -185,12 +241,12 @@ class OutOfMemoryError(RuntimeError):
         (
             ZeroDivisionError("a\nb"),
             1,
-            ["error: internal error: ZeroDivisionError: a b", "hint: set RAPA_TRACEBACK=1 to see where"],
+            ["error: internal error: ZeroDivisionError: a b", "hint: `rapa --verbose` before the command shows where"],
         ),
         (
             AssertionError(),
             1,
-            ["error: internal error: AssertionError", "hint: set RAPA_TRACEBACK=1 to see where"],
+            ["error: internal error: AssertionError", "hint: `rapa --verbose` before the command shows where"],
         ),
     ],
     ids=repr,

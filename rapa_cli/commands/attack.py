@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.commands.attack_request import (
     DEFAULT_SNR,
     JUDGE_DRAWS,
@@ -37,6 +37,7 @@ def attack(
     checkpoints: Annotated[
         list[str] | None,
         typer.Argument(
+            autocompletion=completion.checkpoints,
             metavar="CHECKPOINT",
             show_default=False,
             help="Files, run folders or zoo names; the newest run under ./runs when left out.",
@@ -83,6 +84,7 @@ def attack(
     source: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.sources,
             metavar="CHECKPOINT",
             show_default=REDUCED,
             help="For transfer: where the images are made; 'reduced' is each network's own reduction.",
@@ -115,7 +117,12 @@ def attack(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="CHECKPOINT", show_default=False, help="Also say how much of its errors is gone."),
+        typer.Option(
+            autocompletion=completion.checkpoints,
+            metavar="CHECKPOINT",
+            show_default=False,
+            help="Also say how much of its errors is gone.",
+        ),
     ] = None,
     sanity: Annotated[
         bool | None,

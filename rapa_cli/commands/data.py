@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
+from rapa_cli.commands import completion
 from rapa_cli.commands.options import DataDir, Json
 from rapa_cli.commands.session import data_progress
 from rapa_cli.errors import ConfigError, suggestion
@@ -16,9 +17,16 @@ if TYPE_CHECKING:
     from rapa_cli.data.catalog import Entry
     from rapa_cli.data.images import DataSet
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Get, list and look at data sets.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Get, list and look at data sets.\n\nExample: rapa data list"
+)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="shapes, cifar10, cifar100, svhn, or a name of your own.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=completion.data, metavar="NAME", help="shapes, cifar10, cifar100, svhn, or a name of your own."
+    ),
+]
 
 
 @app.command("get")
@@ -37,7 +45,10 @@ def get(
     force: Annotated[bool, typer.Option("--force", help="Replace a data set of that name.")] = False,
     json: Json = False,
 ) -> None:
-    """Put a data set into the store, where --data NAME finds it."""
+    """Put a data set into the store, where --data NAME finds it.
+
+    Example: rapa data get cifar10, or rapa data get mine --from my-images
+    """
     from rapa_cli.data import catalog
 
     with data_progress() as progress:
@@ -52,7 +63,10 @@ def get(
 
 @app.command("list")
 def list_(data_dir: DataDir = None, json: Json = False) -> None:
-    """List the data sets that are here, and those that can be fetched."""
+    """List the data sets that are here, and those that can be fetched.
+
+    Example: rapa data list --json
+    """
     from rapa_cli.data import catalog
 
     home, entries = catalog.data_dir(data_dir), catalog.listing(data_dir)
@@ -68,11 +82,16 @@ def list_(data_dir: DataDir = None, json: Json = False) -> None:
 def show(
     name: Name,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture to write, a PNG file.")],
-    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="train or test.")] = "train",
+    split: Annotated[
+        str, typer.Option("--split", autocompletion=completion.splits, metavar="SPLIT", help="train or test.")
+    ] = "train",
     columns: Annotated[int, typer.Option("--columns", metavar="N", min=1, max=100, help="Images of each class.")] = 12,
     data_dir: DataDir = None,
 ) -> None:
-    """Write a contact sheet: the first images of each class, a class for each row."""
+    """Write a contact sheet: the first images of each class, a class for each row.
+
+    Example: rapa data show shapes --out shapes.png
+    """
     from rapa_cli.data.catalog import open_data
     from rapa_cli.data.sheet import contact_sheet
     from rapa_cli.files import atomic

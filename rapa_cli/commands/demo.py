@@ -31,6 +31,8 @@ def demo(
     """Train, evaluate, vote, attack and reduce on the embedded images.
 
     Takes less than three minutes on two cores, and shows each command it runs.
+
+    Example: rapa demo --out runs/demo
     """
     from rapa_cli.console import print_json
 

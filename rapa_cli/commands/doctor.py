@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -53,6 +52,8 @@ def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
 
     Looks at versions, processors, compiler, data sets, disk space and permissions. Ends with exit code 0 when `rapa`
     is usable here, and 4 when something is broken.
+
+    Example: rapa doctor
     """
     from rapa_cli.console import print_json
 
@@ -107,12 +108,22 @@ def _python() -> Finding:
     return Finding("Python", "ok", f"{platform.python_version()} ({sys.executable}) on {platform.platform(terse=True)}")
 
 
+def _version(name: str) -> str | None:
+    """The version of an installed package, or None."""
+    # Loading this takes as long as a shell may wait for its completions.
+    from importlib import metadata
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _package(name: str, hint: str | None = None) -> Finding:
     """A package that is needed: its version, and whether it can be imported."""
     hint = hint or f"install it again: pip install --force-reinstall {name}"
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = _version(name)
+    if version is None:
         return Finding(name, "fail", "is not installed", f"pip install {name}")
     try:
         importlib.import_module(name)
@@ -129,17 +140,15 @@ def _torchvision() -> Finding:
     finding = _package("torchvision", f"{_REINSTALL} torch torchvision")
     if finding.status == "fail" and "nms" in finding.found:
         # torch checks the operators of torchvision's compiled half, which a build for another torch never registered.
-        torch_version = importlib.metadata.version("torch")
-        cause = f"; it was built for another torch than the {torch_version} here, such as a CUDA build beside a CPU one"
+        cause = (
+            f"; it was built for another torch than the {_version('torch')} here, such as a CUDA build beside a CPU one"
+        )
         return Finding(finding.name, "fail", finding.found + cause, finding.hint)
     return finding
 
 
 def _triton() -> Finding:
-    try:
-        return Finding("triton", "ok", importlib.metadata.version("triton"))
-    except importlib.metadata.PackageNotFoundError:
-        return Finding("triton", "ok", "not installed; only GPU kernels would use it")
+    return Finding("triton", "ok", _version("triton") or "not installed; only GPU kernels would use it")
 
 
 def _processor() -> Finding:

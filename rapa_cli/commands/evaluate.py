@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def evaluate(
     best: options.Best = False,
     data: options.Data = None,
     data_dir: options.DataDir = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="train or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(autocompletion=completion.splits, metavar="NAME", help="train or test.")
+    ] = "test",
     images: options.Images = None,
     seed: options.Seed = 0,
     noise: options.Noise = True,
@@ -51,6 +53,7 @@ def evaluate(
     arrays: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.arrays,
             metavar="NAME",
             show_default=False,
             help="With --drift: preset or TOML file of the inference arrays; when left out the network's own, or "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ def export(
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="FORM", show_default=False, help="onnx, torch-export, state-dict or aihwkit [default: onnx]."
+            autocompletion=completion.forms,
+            metavar="FORM",
+            show_default=False,
+            help="onnx, torch-export, state-dict or aihwkit [default: onnx].",
         ),
     ] = None,
     out: Annotated[

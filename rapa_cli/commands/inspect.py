@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.commands.array_presets import list_presets, preset_meant, show_preset
 from rapa_cli.errors import ConfigError
 
@@ -42,6 +42,7 @@ def inspect(
     name: Annotated[
         str | None,
         typer.Argument(
+            autocompletion=completion.inspected,
             metavar="CHECKPOINT|PRESET",
             show_default=False,
             help="A file, a run folder or a zoo name, or an array preset such as ReRamES; the newest run under ./runs "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
+from rapa_cli.commands import completion
 from rapa_cli.commands.options import Json
 from rapa_cli.errors import FileError, commas, suggestion
 
@@ -60,7 +61,12 @@ def list_(json: Json = False) -> None:
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A network as `rapa models list` has it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=completion.models, metavar="NAME", help="A network as `rapa models list` has it."
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Show a network: the layers of a definition, or the card of a trained one.

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from rapa_cli.commands import completion
 from rapa_cli.errors import ConfigError
 
 MAX_LEVELS = 10_000
@@ -34,6 +35,7 @@ def _device(text: str | None) -> str | None:
 Checkpoint = Annotated[
     str | None,
     typer.Argument(
+        autocompletion=completion.checkpoints,
         metavar="CHECKPOINT",
         show_default=False,
         help="A file, a run folder or a zoo name; the newest run under ./runs when left out.",
@@ -50,6 +52,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
+        autocompletion=completion.data,
         metavar="NAME",
         show_default=False,
         help="Data set, or folder:PATH; the one that the network was trained on when left out.",
@@ -70,7 +73,13 @@ Seed = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", metavar="NAME", callback=_device, help="auto, cpu, cuda, cuda:N or mps."),
+    typer.Option(
+        "--device",
+        autocompletion=completion.devices,
+        metavar="NAME",
+        callback=_device,
+        help="auto, cpu, cuda, cuda:N or mps.",
+    ),
 ]
 BatchSize = Annotated[
     int,

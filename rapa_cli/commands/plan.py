@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError, commas, suggestion
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def plan(
     network: Annotated[
         str | None,
         typer.Argument(
+            autocompletion=completion.planned,
             metavar="NETWORK|CHECKPOINT",
             show_default=False,
             help="A definition (full, alexnet), a TOML file, torchvision:NAME (torchvision:resnet18), FILE.py:NAME "
@@ -52,7 +53,10 @@ def plan(
     scheme: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", show_default=False, help="Tiling scheme; the network's own, or random, when left out."
+            autocompletion=completion.schemes,
+            metavar="NAME",
+            show_default=False,
+            help="Tiling scheme; the network's own, or random, when left out.",
         ),
     ] = None,
     channels: Annotated[int, typer.Option(metavar="F", min=1, help="Plan it with F times the channels.")] = 1,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError, Interrupted, suggestion
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def reduce(
     by: Annotated[
         str,
         typer.Option(
+            autocompletion=completion.ways,
             metavar="WAY",
             help="What each channel takes: norm, the tile's filter of the largest L2 norm; winner, the one that most "
             "often wins the pooling of training images; mean, their mean; first, that of the first tile.",

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError
 
 
 def regularizer(
-    data: Annotated[str, typer.Option(metavar="NAME", help="Data set.")] = "shapes",
+    data: Annotated[str, typer.Option(autocompletion=completion.data, metavar="NAME", help="Data set.")] = "shapes",
     classes: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", show_default="first two", help="Two of its classes.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ def report(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", show_default=False, help="Run folders; the newest run under ./runs when left out."
+            autocompletion=completion.runs,
+            metavar="RUN",
+            show_default=False,
+            help="Run folders; the newest run under ./runs when left out.",
         ),
     ] = None,
     out: Annotated[

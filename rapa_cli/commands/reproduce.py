@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import CheckFailed, ConfigError, FileError, RapaError, suggestion
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def reproduce(
     names: Annotated[
         list[str],
         typer.Argument(
+            autocompletion=completion.experiments,
             metavar="EXPERIMENT...",
             show_default=False,
             help="table1, table2, figure2, figure3, figure4, large, tiles, learning-speed, regularizer or all.",
@@ -45,6 +46,7 @@ def reproduce(
     data: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.data_list,
             metavar="LIST",
             show_default="cifar10,svhn,cifar100",
             help="Data sets of table 1; the other experiments take the first.",
@@ -52,17 +54,34 @@ def reproduce(
     ] = None,
     images: options.Images = None,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="Recipe of all trainings, or `paper` for the two of the paper.")
+        str,
+        typer.Option(
+            autocompletion=completion.recipes_or_paper,
+            metavar="NAME",
+            help="Recipe of all trainings, or `paper` for the two of the paper.",
+        ),
     ] = "paper",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Override any key of the recipe."),
     ] = None,
     schemes: Annotated[
-        str | None, typer.Option(metavar="LIST", show_default="all", help="Only these rows of table 1.")
+        str | None,
+        typer.Option(
+            autocompletion=completion.scheme_list,
+            metavar="LIST",
+            show_default="all",
+            help="Only these rows of table 1.",
+        ),
     ] = None,
     pools: Annotated[
-        str | None, typer.Option(metavar="LIST", show_default="all", help="Only these ways to pool in table 2.")
+        str | None,
+        typer.Option(
+            autocompletion=completion.pool_list,
+            metavar="LIST",
+            show_default="all",
+            help="Only these ways to pool in table 2.",
+        ),
     ] = None,
     tiles: Annotated[
         str | None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rapa_cli import console
-from rapa_cli.commands import options
+from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError, FileError, Interrupted, RapaError, commas
 from rapa_cli.training.world import world
 
@@ -35,6 +35,7 @@ def train(
     network: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.networks,
             metavar="NAME",
             show_default=False,
             help="Network, a TOML file, torchvision:NAME, or FILE.py:NAME, whose code is run [default: full].",
@@ -43,6 +44,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.data,
             metavar="NAME",
             show_default=False,
             help="Data set, or folder:PATH for images that are decoded as they are needed [default: shapes].",
@@ -51,6 +53,7 @@ def train(
     scheme: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.schemes,
             metavar="NAME",
             show_default=False,
             help="none, random, random-fixed, image-overlap, image-pad, alternate or perforated.",
@@ -65,11 +68,18 @@ def train(
         ),
     ] = None,
     pool: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="max, average, mixed or stochastic.")
+        str | None,
+        typer.Option(
+            autocompletion=completion.pools,
+            metavar="NAME",
+            show_default=False,
+            help="max, average, mixed or stochastic.",
+        ),
     ] = None,
     arrays: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.arrays,
             metavar="NAME",
             show_default=False,
             help="What the arrays are made of: ideal, a preset such as ReRamES (see `rapa inspect --presets`), "
@@ -85,7 +95,13 @@ def train(
         ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="Recipe or a TOML file [default: short].")
+        str | None,
+        typer.Option(
+            autocompletion=completion.recipes,
+            metavar="NAME",
+            show_default=False,
+            help="Recipe or a TOML file [default: short].",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", min=0, show_default=False, help="Epochs in all.")] = None,
     batch_size: Annotated[
@@ -107,6 +123,7 @@ def train(
     lr_scaling: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.scalings,
             metavar="NAME",
             show_default=False,
             help="What the rate of a layer is multiplied by: none, sqrt or linear in its tiles.",
@@ -131,7 +148,12 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", show_default=False, help="Go on with this run; only --epochs may be changed."),
+        typer.Option(
+            autocompletion=completion.runs,
+            metavar="RUN",
+            show_default=False,
+            help="Go on with this run; only --epochs may be changed.",
+        ),
     ] = None,
     code: options.Code = None,
     data_dir: options.DataDir = None,

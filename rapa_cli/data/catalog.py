@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rapa_cli.data import download, folder, shapes, sources, store, stream
 from rapa_cli.data.images import DataSet, Progress, silent
+from rapa_cli.data.places import data_dir as data_dir
+from rapa_cli.data.places import users_own
 from rapa_cli.data.sources import Contents
 from rapa_cli.errors import ConfigError, FileError, suggestion
 
@@ -49,14 +51,6 @@ class Entry:
     source: str = ""
 
 
-def data_dir(explicit: Path | None = None) -> Path:
-    """The folder of the store: `explicit`, else $RAPA_DATA_DIR, else `rapa` in the user's data folder."""
-    if explicit is not None:
-        return explicit.expanduser()
-    named = os.environ.get("RAPA_DATA_DIR")
-    return Path(named).expanduser() if named else _users_own()
-
-
 def open_data(
     name: str, data_dir: Path | None = None, *, workers: int | None = None, progress: Progress = silent
 ) -> DataSet:
@@ -87,7 +81,7 @@ def open_data(
         return store.read(home / name)
     official = sources.find(name, home)
     if official is not None:
-        folder = (home if _writable(home) else _users_own()) / name
+        folder = (home if _writable(home) else users_own()) / name
         return store.read(folder) if store.exists(folder) else _store(folder, name, sources.load(official, progress))
     raise _absent(name, home, data_dir)
 
@@ -196,11 +190,6 @@ def _home(explicit: Path | None) -> Path:
     return home
 
 
-def _users_own() -> Path:
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "rapa"
-
-
 def _stored(home: Path) -> set[str]:
     if not home.is_dir():
         return set()
@@ -219,7 +208,7 @@ def _store(folder: Path, name: str, contents: Contents) -> DataSet:
 
 def _embedded(home: Path, progress: Progress) -> DataSet:
     """`shapes` from the store, or drawn and put there; where no folder can be written it stays in memory."""
-    places = [place for place in dict.fromkeys([home, _users_own()]) if place == home or not _writable(home)]
+    places = [place for place in dict.fromkeys([home, users_own()]) if place == home or not _writable(home)]
     for place in places:
         # A copy that is damaged or of another version is drawn anew.
         with contextlib.suppress(FileError):
