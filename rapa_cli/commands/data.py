@@ -49,11 +49,11 @@ def get(
 
     Example: rapa data get cifar10, or rapa data get mine --from my-images
     """
-    from rapa_cli.data import catalog
+    from rapa_cli.data import catalog, places
 
     with data_progress() as progress:
         data, new = catalog.get(name, source, data_dir=data_dir, force=force, progress=progress)
-    folder = catalog.data_dir(data_dir) / name
+    folder = places.data_dir(data_dir) / name
     if json:
         console.print_json({"name": name, "new": new, "path": str(folder), **_described(data)})
         return
@@ -67,9 +67,9 @@ def list_(data_dir: DataDir = None, json: Json = False) -> None:
 
     Example: rapa data list --json
     """
-    from rapa_cli.data import catalog
+    from rapa_cli.data import catalog, places
 
-    home, entries = catalog.data_dir(data_dir), catalog.listing(data_dir)
+    home, entries = places.data_dir(data_dir), catalog.listing(data_dir)
     if json:
         console.print_json({"data_dir": str(home), "data": [vars(entry) for entry in entries]})
         return

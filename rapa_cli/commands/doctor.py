@@ -272,9 +272,9 @@ def _gpu_kernel() -> str:
 
 
 def _data_folder(data_dir: Path | None) -> Finding:
-    from rapa_cli.data import catalog
+    from rapa_cli.data import places
 
-    folder = catalog.data_dir(data_dir).absolute()
+    folder = places.data_dir(data_dir).absolute()
     if folder.exists() and not folder.is_dir():
         return Finding("data folder", "fail", f"{folder} is no folder", "name another with --data-dir or RAPA_DATA_DIR")
     problem = _unwritable(folder)
@@ -296,9 +296,9 @@ def _data_sets(data_dir: Path | None) -> Finding:
 
 
 def _disk(data_dir: Path | None) -> Finding:
-    from rapa_cli.data import catalog
+    from rapa_cli.data import places
 
-    wanted = [Path("runs").absolute(), catalog.data_dir(data_dir).absolute()]
+    wanted = [Path("runs").absolute(), places.data_dir(data_dir).absolute()]
     folders = {_existing(folder).stat().st_dev: folder for folder in wanted}
     free = {folder: shutil.disk_usage(_existing(folder)).free for folder in folders.values()}
     found = "; ".join(f"{amount / GIB:.1f} GiB are free for {folder}" for folder, amount in free.items())

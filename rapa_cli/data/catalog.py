@@ -10,8 +10,7 @@ from pathlib import Path
 
 from rapa_cli.data import download, folder, shapes, sources, store, stream
 from rapa_cli.data.images import DataSet, Progress, silent
-from rapa_cli.data.places import data_dir as data_dir
-from rapa_cli.data.places import users_own
+from rapa_cli.data.places import data_dir, users_own
 from rapa_cli.data.sources import Contents
 from rapa_cli.errors import ConfigError, FileError, suggestion
 

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from rapa_cli.commands import data as command
-from rapa_cli.data import catalog, shapes, store
+from rapa_cli.data import catalog, places, shapes, store
 from rapa_cli.data.catalog import get, listing, open_data
 from rapa_cli.errors import ConfigError, FileError
 from tests.data.files import pack, write_arrays, write_cifar10, write_cifar100, write_images, write_svhn
@@ -32,13 +32,13 @@ def test_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("RAPA_DATA_DIR", "/a")
     monkeypatch.setenv("XDG_DATA_HOME", "/b")
     monkeypatch.setenv("HOME", "/c")
-    assert catalog.data_dir(Path("/explicit")) == Path("/explicit")
-    assert catalog.data_dir() == Path("/a")
+    assert places.data_dir(Path("/explicit")) == Path("/explicit")
+    assert places.data_dir() == Path("/a")
     monkeypatch.delenv("RAPA_DATA_DIR")
-    assert catalog.data_dir() == Path("/b/rapa")
+    assert places.data_dir() == Path("/b/rapa")
     monkeypatch.delenv("XDG_DATA_HOME")
-    assert catalog.data_dir() == Path("/c/.local/share/rapa")
-    assert catalog.data_dir(Path("~/x")) == Path("/c/x")
+    assert places.data_dir() == Path("/c/.local/share/rapa")
+    assert places.data_dir(Path("~/x")) == Path("/c/x")
 
 
 def test_shapes_are_drawn_once(home: Path) -> None:
