@@ -43,7 +43,7 @@ from rapa_cli.commands import (
     train,
     vote,
 )
-from rapa_cli.errors import FileError, Interrupted, RapaError, one_line, suggestion
+from rapa_cli.errors import FileError, Interrupted, RapaError, is_lack_of_memory, one_line, suggestion
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -247,11 +247,7 @@ def _before_the_command(error: Any, path: str) -> int:
 
 def _from_system(error: Exception) -> RapaError | None:
     """The file error or lack of memory that an exception of Python or torch stands for; None for any other."""
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    ):
+    if is_lack_of_memory(error):
         return FileError("out of memory", hint="try a smaller --batch-size, or fewer images")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""

@@ -50,6 +50,15 @@ class Interrupted(RapaError):
         self.exit_code = exit_code
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an exception of Python or torch says that there is not enough memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def one_line(text: str) -> str:
     """The text with everything that would break or hide the line written as an escape, and not too long."""
     joined = " ".join(_shortened(text).splitlines())

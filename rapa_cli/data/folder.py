@@ -101,7 +101,7 @@ def read(path: Path, progress: Progress) -> tuple[tuple[str, ...], Split, Split]
     for part in (found.train, found.test):
         images = torch.empty((len(part), channels, height, width), dtype=torch.uint8)
         for index, file in enumerate(part):
-            images[index] = image_files.pixels(file, channels)
+            images[index] = image_files.pixels(image_files.decoded(file, channels))
             done += 1
             if done % _EVERY == 0 or done == len(files):
                 progress("reading images", done, len(files))

@@ -89,8 +89,8 @@ def check_kind(file: Path, image: Image.Image) -> None:
         raise FileError(f"{file} has pixels of the kind {image.mode}", hint="readable are 8-bit grey and colour images")
 
 
-def pixels(file: Path, channels: int) -> Tensor:
-    """The pixels of an image, uint8 (C, H, W); transparency is dropped.
+def decoded(file: Path, channels: int) -> Image.Image:
+    """An image in memory; transparency is dropped.
 
     Args:
         file: the file.
@@ -102,10 +102,14 @@ def pixels(file: Path, channels: int) -> Tensor:
     with opened(file) as image:
         check_kind(file, image)
         try:
-            found = np.array(image.convert("L" if channels == 1 else "RGB"))
-            return torch.from_numpy(found.reshape(image.height, image.width, channels)).permute(2, 0, 1)
+            return image.convert("L" if channels == 1 else "RGB")
         except Exception as error:  # A damaged file can raise any exception that there is.
             raise FileError(f"{file} is damaged: {error}", hint=READABLE) from error
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """The pixels of a grey or RGB image, uint8 (C, H, W)."""
+    return torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
 
 
 def _is_image(name: str) -> bool:

@@ -12,12 +12,12 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as F
 
 from rapa_cli.data import image_files
 from rapa_cli.data.image_files import Files
@@ -33,6 +33,8 @@ _MOST_WORKERS = 8
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width, pixels."""
+Decoded = Tensor | tuple[str, str | None]
+"""A batch, or message and hint of the error that one of its images has."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class StreamedImages:
             _Decoder(self._files, self._size, crop),
             batch_size=None,
             sampler=_Ids(batches, self._chosen),
+            collate_fn=_as_it_is,
             num_workers=workers,
             worker_init_fn=_start if workers else None,
             # The global generator is for others.
@@ -194,26 +197,37 @@ class _Ids:
         return ([self._chosen[index] for index in ids.tolist()] for ids in self._batches)
 
 
-class _Decoder(Dataset[Tensor | tuple[str, str | None]]):
-    """A batch for the ids of its images, or message and hint of the error that one of them has.
+class _Decoder(Dataset[Decoded]):
+    """Batches by the ids of their images.
 
-    An error would come out of another process with where it was raised in its message.
+    An error is handed over: raised in another process, it would come out with all of its places in the message.
     """
 
     def __init__(self, files: Files, size: int, crop: Crop | None) -> None:
         self._files, self._size, self._crop = files, size, crop
 
-    def __getitem__(self, ids: list[int]) -> Tensor | tuple[str, str | None]:
+    def __getitem__(self, ids: list[int]) -> Decoded:
         batch = torch.empty((len(ids), 3, self._size, self._size), dtype=torch.uint8)
         try:
             for place, index in enumerate(ids):
-                image = image_files.pixels(self._files.path(index), channels=3)
-                size = (image.shape[1], image.shape[2])
+                image = image_files.decoded(self._files.path(index), channels=3)
+                size = (image.height, image.width)
                 box = centre_box(*size) if self._crop is None else random_box(index, *size, self._crop)
-                batch[place] = F.resized_crop(image, *box, [self._size, self._size], antialias=True)
+                scaled = image.resize((self._size, self._size), Image.Resampling.BILINEAR, box=_corners(box))
+                batch[place] = image_files.pixels(scaled)
         except FileError as error:
             return error.message, error.hint
         return batch
+
+
+def _corners(box: Box) -> tuple[int, int, int, int]:
+    """As Pillow has boxes: left, top, right, bottom."""
+    top, left, height, width = box
+    return left, top, left + width, top + height
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
 
 
 def _start(_: int) -> None:

@@ -112,7 +112,11 @@ def traced(module: Module, shape: tuple[int, int, int], classes: int, code: tupl
     """
     with torch.random.fork_rng(devices=[]):
         network = make(module, classes, code, weightless=True)
-    found = trace(network, shape, (nn.Conv2d,))
+    try:
+        found = trace(network, shape, (nn.Conv2d,))
+    except ConfigError as error:
+        which = f"network '{module.name}' of {module.file or 'torchvision'}"
+        raise ConfigError(error.message.replace("the network", which, 1), hint=error.hint) from error
     if found.out != (classes,):
         got = "no tensor" if found.out is None else f"a tensor of shape {found.out}"
         raise ConfigError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rapa_cli import config
 from rapa_cli.analog.module import AwareMatrices, PulsedMatrices
 from rapa_cli.analog.specification import arrays_of
 from rapa_cli.data.images import IMAGENET_MEAN, IMAGENET_STD
-from rapa_cli.errors import ConfigError, RapaError, commas
+from rapa_cli.errors import ConfigError, RapaError, commas, is_lack_of_memory
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import keyed_layers, number_layers
 from rapa_cli.layers import modules
@@ -64,6 +65,38 @@ class Network(nn.Sequential):
         super().__init__()
         self.definition, self.shape, self.classes = definition, shape, classes
         self.anew: tuple[str, ...] = ()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W).
+
+        Raises:
+            ConfigError: a network that is written in Python fails, or gives something else than a tensor.
+        """
+        if self.definition.module is None or torch.compiler.is_compiling():
+            return super().forward(images)  # type: ignore[no-any-return, no-untyped-call]
+        with self.at_fault():
+            logits: Any = super().forward(images)  # type: ignore[no-untyped-call]
+            if not isinstance(logits, Tensor):
+                raise TypeError(f"it gives {type(logits).__name__}, not a tensor")
+            return logits
+
+    @contextlib.contextmanager
+    def at_fault(self) -> Iterator[None]:
+        """Inside the block errors are those of the code that a network is written in, told in one line."""
+        module = self.definition.module
+        try:
+            yield
+        except RapaError:
+            raise
+        except Exception as error:  # Code of others can raise any exception that there is.
+            if module is None or is_lack_of_memory(error):
+                raise
+            when = "training" if self.training else "evaluation"
+            raise ConfigError(
+                f"network '{module.name}' of {module.file or 'torchvision'} fails in {when}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}",
+                hint=f"does its forward differ in {when}? RAPA_TRACEBACK=1 shows where it fails",
+            ) from error
 
 
 def build(

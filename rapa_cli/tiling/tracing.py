@@ -80,7 +80,7 @@ def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.
     except Exception as error:  # A network can raise any exception that there is.
         size = " x ".join(map(str, shape))
         raise ConfigError(
-            f"the network cannot take an image of {size}: {' '.join(str(error).split())[:160]}",
+            f"the network cannot take an image of {size}: {type(error).__name__}: {' '.join(str(error).split())[:160]}",
             hint="choose another size (--image-size of `rapa plan`); most networks of torchvision are made for 224",
         ) from error
     finally:

@@ -6,6 +6,7 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from rapa_cli.config import Recipe
 from rapa_cli.data.augmentation import augment, pixels
 from rapa_cli.data.images import DataSet
 from rapa_cli.data.stream import Crop, read
-from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted, RapaError
+from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted
 from rapa_cli.keyed import draws, global_generator
 from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
@@ -38,8 +39,6 @@ from rapa_cli.training.stopping import StopRequest
 
 # What is proposed to somebody whose rate was far above what any training bears.
 _USUAL_RATE = 0.01
-# What somebody's code raises that is wrong; a RuntimeError may also tell of a lack of memory.
-_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
 # As many as `evaluate` takes.
 _TEST_BATCH = 200
 
@@ -255,33 +254,17 @@ class Training:
             pixels(images, device), ids, seed=seed, epoch=epoch, mirror=recipe.mirror, brightness=recipe.brightness
         )
         mixed = torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp)
-        with mixed, draws(self.network, images=ids, seed=seed, draw=epoch, stream="train"):
-            logits = self.network(x) if self.network.definition.module is None else self._logits(x, ids)
+        # Layers that this package does not know, as dropout, draw from torch's own generator.
+        foreign = self.network.definition.module is not None
+        own = global_generator(seed=seed, draw=epoch, images=ids) if foreign else contextlib.nullcontext()
+        with mixed, own, draws(self.network, images=ids, seed=seed, draw=epoch, stream="train"):
+            logits = self.network(x)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         if share < 1:
             loss = loss * share
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self.network.at_fault():
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), (logits.detach().argmax(1) != labels).sum()
-
-    def _logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        """What a network written in Python gives for a batch (B, C, H, W)."""
-        module = self.network.definition.module
-        assert module is not None
-        reason = None
-        try:
-            with global_generator(seed=self.manifest.seed, draw=self.progress.epoch, images=ids):
-                logits: Any = self.network(x)
-            if not isinstance(logits, Tensor):
-                reason = f"it gives {type(logits).__name__}, not a tensor"
-        except RapaError:
-            raise
-        except _MISTAKES as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if reason is not None:
-            raise ConfigError(
-                f"network '{module.name}' cannot be trained: {reason}", hint="does its forward differ in training?"
-            )
-        return logits  # type: ignore[no-any-return]
 
     def _test(self, stop: StopRequest, device: torch.device) -> Evaluation:
         """Classifies the test images; several processes share them."""

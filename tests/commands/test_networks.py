@@ -43,6 +43,24 @@ class Odd(Net):
 class Wrong(Net):
     def forward(self, x):
         return self.missing(x) if self.training else super().forward(x)
+
+
+class Uneven(Net):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("shapes are\\nuneven")
+        return super().forward(x)
+
+
+class Overwritten(Net):
+    def forward(self, x):
+        y = torch.sigmoid(super().forward(x))
+        return (y * y, y.add_(1))[0] if self.training else y
+
+
+class Never(Net):
+    def forward(self, x):
+        raise RuntimeError("not today")
 """
 TRAIN = ("train", "--network", "mynet.py:Net", "--data", "mini", "--batch-size", "16", "--lr", "0.02")
 
@@ -155,13 +173,20 @@ def test_pooling_and_code_are_refused_where_they_mean_nothing(rapa: Run, file: P
 
 
 def test_what_fails_in_training_alone_is_told(rapa: Run, file: Path) -> None:
-    for name, message in (("Odd", "it gives tuple, not a tensor"), ("Wrong", "AttributeError: 'Wrong' object has no")):
+    for name, message in (
+        ("Odd", "TypeError: it gives tuple, not a tensor"),
+        ("Wrong", "AttributeError: 'Wrong' object has no"),
+        ("Uneven", "RuntimeError: shapes are uneven"),
+        ("Overwritten", "RuntimeError: one of the variables needed for gradient computation has been modified"),
+    ):
         outcome = rapa(
             "train", "--network", f"mynet.py:{name}", "--data", "mini", "--epochs", "1", "--batch-size", "16"
         )
         assert outcome.code == 2
-        assert f"error: network '{name}' cannot be trained: {message}" in outcome.err
+        assert f"error: network '{name}' of mynet.py fails in training: {message}" in outcome.err
         assert "does its forward differ in training?" in outcome.err
+    never = rapa("train", "--network", "mynet.py:Never", "--data", "mini", "--epochs", "1")
+    refused(never, 2, "network 'Never' of mynet.py cannot take an image of 3 x 8 x 8: RuntimeError: not today", "size")
 
 
 def test_a_last_batch_of_one_image_is_refused(rapa: Run, file: Path) -> None:
