@@ -155,6 +155,13 @@ def train(
             help="Go on with this run; only --epochs may be changed.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing: show recipe, shapes, counts, analog time, and what ten steps say of time and memory.",
+        ),
+    ] = False,
     code: options.Code = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -168,6 +175,7 @@ def train(
     rapa train --network torchvision:resnet18 --weights resnet18.safetensors --tiles auto
     """
     from rapa_cli import runs
+    from rapa_cli.commands.dry_run import dry_run as rehearse
     from rapa_cli.commands.session import compute_device, open_data
     from rapa_cli.files import held
     from rapa_cli.layers.modules import load_weights
@@ -199,6 +207,8 @@ def train(
             stack.enter_context(held(chosen))
             return chosen
 
+        if dry_run and (resume is not None or team.size > 1):
+            raise ConfigError("--dry-run is of a new run by one process", hint="leave out what goes with others")
         trusted = _trusted(network, code, resuming=resume is not None)
         team.same_options({**fixed, "--epochs": epochs, "--resume": resume})
         place = team.device(lambda: compute_device(device, threads))
@@ -230,6 +240,9 @@ def train(
             )  # fmt: skip
             # Built first, so that a network that cannot be built leaves no folder behind.
             untrained = loop.untrained(manifest, images, place, team, code=trusted, weights=given_weights)
+            if dry_run:
+                rehearse(manifest, images, untrained, json=json)
+                return
             kind = manifest.network.name, manifest.network.scheme, name
             folder = team.from_first(lambda: hold(runs.new_folder(*kind, out)))
             training = loop.begin(folder, manifest, images, untrained, team, code=trusted)
