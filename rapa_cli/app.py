@@ -27,6 +27,7 @@ from rapa_cli import __version__, console
 from rapa_cli.commands import (
     attack,
     bench,
+    config,
     data,
     demo,
     doctor,
@@ -116,6 +117,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
 app.add_typer(models.app, name="models")
 
 

@@ -329,9 +329,14 @@ def validate(model: type[Model], values: Any, source: str, *, hint: str | None =
         problems = [_problem(model, entry) for entry in entries[:_MOST_PROBLEMS]]
         near = next((suggested for _, suggested in problems if suggested), None)
         lines = [line for line, _ in problems]
+        told = [f"{line} ({near})" if near and "did you mean" in near else line for line, near in problems]
         if len(entries) > _MOST_PROBLEMS:
-            lines.append(f"and {len(entries) - _MOST_PROBLEMS} more")
-        raise ConfigError(f"{source}: {'; '.join(lines)}", hint=near or hint) from None
+            rest = f"and {len(entries) - _MOST_PROBLEMS} more"
+            lines.append(rest)
+            told.append(rest)
+        wrong = ConfigError(f"{source}: {'; '.join(lines)}", hint=near or hint)
+        wrong.problems = tuple(f"{source}: {line}" for line in told)
+        raise wrong from None
     except (ValueError, RecursionError):
         raise ConfigError(f"{source}: tables too deep, or a number of too many digits", hint=hint) from None
 
@@ -398,7 +403,9 @@ def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple
     except ConfigError as error:
         problems.append(error)
     if problems:
-        raise ConfigError("; ".join(problem.message for problem in problems), hint=problems[0].hint)
+        wrong = ConfigError("; ".join(problem.message for problem in problems), hint=problems[0].hint)
+        wrong.problems = tuple(line for each in problems for line in each.problems or (each.message,))
+        raise wrong
     return both.network, both.recipe
 
 

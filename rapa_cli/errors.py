@@ -25,9 +25,14 @@ class RapaError(Exception):
 
 
 class ConfigError(RapaError, ValueError):
-    """Wrong usage or a configuration that cannot work (exit code 2)."""
+    """Wrong usage or a configuration that cannot work (exit code 2).
+
+    Attributes:
+        problems: where a table was checked, a line for each wrong key and value, with the nearest known word.
+    """
 
     exit_code = 2
+    problems: tuple[str, ...] = ()
 
 
 class FileError(RapaError):

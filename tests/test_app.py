@@ -59,7 +59,7 @@ def commands() -> list[list[str]]:
 
 
 COMMANDS = ["train", "evaluate", "vote", "attack", "reduce", "inspect", "plan", "export", "report", "reproduce"]
-COMMANDS += ["regularizer", "bench", "data", "doctor", "demo", "models"]
+COMMANDS += ["regularizer", "bench", "data", "doctor", "demo", "models", "config"]
 
 
 def test_the_commands() -> None:
