@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.test-tools
+DOC_TOOLS := $(VENV)/.doc-tools
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow soak lint format clean
+.PHONY: help install demo test test-slow soak lint format docs docs-serve clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +41,13 @@ format: $(TOOLS) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOC_TOOLS) ## build the pages of docs/ into build/docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open build/docs/index.html"
+
+docs-serve: $(DOC_TOOLS) ## show the pages of docs/ at http://127.0.0.1:8000, as they are while they are written
+	$(BIN)/mkdocs serve
+
 clean: ## remove what the tools leave behind, but neither .venv nor runs
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rapa_cli tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -58,4 +66,9 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 $(TOOLS): pyproject.toml $(INSTALLED)
 	$(BIN)/python -m pip install --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --group test
+	touch $@
+
+$(DOC_TOOLS): pyproject.toml $(INSTALLED)
+	$(BIN)/python -m pip install --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --group docs
 	touch $@
