@@ -37,7 +37,6 @@ class Soak:
 
     def kills(self) -> Iterator[str]:
         """Runs killed at random moments; the first of them `most` times, the others a tenth as often."""
-        kills.prepare(self._folder, self._launcher, train=28, test=12)
         total = Tally()
         for number, name in enumerate(kills.SETTINGS):
             count = self._most if number == 0 else max(self._most // 10, 1)
@@ -160,8 +159,7 @@ def main() -> int:
                 "reproduce": soak.reproduce,
                 "load": soak.load,
             }
-            if "kills" not in (asked.parts or parts):
-                kills.prepare(folder, launcher, train=28, test=12)
+            kills.prepare(folder, launcher, train=28, test=12)
             for part in asked.parts or parts:
                 failed += not _did(part, parts[part])
     return int(failed > 0)

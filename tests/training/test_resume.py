@@ -194,6 +194,26 @@ def test_a_diverged_state_is_not_saved(tmp_path: Path, stopper: Stopper) -> None
     assert (tmp_path / runs.LAST).read_bytes() == good
 
 
+@pytest.mark.parametrize("stop", [True, False], ids=["a signal", "the end of the epoch"])
+def test_weights_that_a_step_has_ruined_are_not_saved(tmp_path: Path, stop: bool) -> None:
+    run(tiny.begin(tmp_path, epochs=1), Stopper())
+    good = (tmp_path / runs.LAST).read_bytes()
+    training = resumed(tmp_path, epochs=2)
+
+    class Ruining(Stopper):
+        def step(self, epoch: int, step: int, steps: int, sums: Sums) -> None:
+            if step == steps:
+                # No loss has been computed from it yet.
+                with torch.no_grad():
+                    next(training.network.parameters()).fill_(float("nan"))
+                if stop:
+                    self.stop()
+
+    with pytest.raises(CheckFailed, match="diverged in epoch 2, by step 5: the loss or a weight is not finite"):
+        run(training, Ruining())
+    assert (tmp_path / runs.LAST).read_bytes() == good
+
+
 def test_before_the_first_checkpoint(tmp_path: Path) -> None:
     tiny.begin(tmp_path / "begun", network={"scheme": "random"})
     run(resumed(tmp_path / "begun"), Stopper())
