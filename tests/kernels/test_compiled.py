@@ -74,7 +74,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(cache: Path) -> None:
 def test_a_folder_of_another_user_is_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir(parents=True)
     owner = cache.stat().st_uid
-    monkeypatch.setattr(compiled.os, "getuid", lambda: owner + 1)
+    monkeypatch.setattr("os.getuid", lambda: owner + 1)
     kernels = _again()
     assert kernels.library is None
     assert "is not the user's own" in kernels.reason

@@ -251,7 +251,7 @@ def test_a_file_of_torch_is_not_unpickled_and_the_hint_converts_it(
 class Hostile:
     """Makes a file when it is unpickled."""
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("canary"),)
 
 
