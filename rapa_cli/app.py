@@ -44,7 +44,15 @@ from rapa_cli.commands import (
     train,
     vote,
 )
-from rapa_cli.errors import FileError, Interrupted, RapaError, is_lack_of_memory, one_line, suggestion
+from rapa_cli.errors import (
+    FileError,
+    Interrupted,
+    RapaError,
+    is_lack_of_memory,
+    is_loss_of_worker,
+    one_line,
+    suggestion,
+)
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -249,6 +257,9 @@ def _before_the_command(error: Any, path: str) -> int:
 
 def _from_system(error: Exception) -> RapaError | None:
     """The file error or lack of memory that an exception of Python or torch stands for; None for any other."""
+    if is_loss_of_worker(error):
+        hint = "is there memory enough, also in /dev/shm? --workers 0 decodes images without further processes"
+        return FileError("a process that decodes images was killed", hint=hint)
     if is_lack_of_memory(error):
         return FileError("out of memory", hint="try a smaller --batch-size, or fewer images")
     if isinstance(error, OSError):

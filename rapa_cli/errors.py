@@ -56,12 +56,21 @@ class Interrupted(RapaError):
 
 
 def is_lack_of_memory(error: Exception) -> bool:
-    """Whether an exception of Python or torch says that there is not enough memory."""
+    """Whether an exception of Python or torch says that there is not enough memory.
+
+    Also where a process that reads ahead was killed, which systems do for want of it.
+    """
     return (
-        isinstance(error, MemoryError)
+        is_loss_of_worker(error)
+        or isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     )
+
+
+def is_loss_of_worker(error: Exception) -> bool:
+    """Whether torch says that a process of a DataLoader was killed."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def one_line(text: str) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from rapa_cli.data import image_files
 from rapa_cli.data.image_files import Files
-from rapa_cli.errors import FileError, RapaError
+from rapa_cli.errors import FileError
 from rapa_cli.philox import Purpose, uniform, words
 
 # Of the shorter side: what is left of 256 pixels in a square of 224, as is usual on ImageNet.
@@ -97,30 +98,29 @@ class StreamedImages:
 
         Raises:
             FileError: an image is missing, damaged or refused.
-            RapaError: a process that decodes images was killed.
+            RuntimeError: a process that decodes images was killed; torch raises it wherever this one is.
         """
         # Of one batch nothing can be decoded ahead.
         workers = min(self._workers, len(batches)) if len(batches) > 1 else 0
-        loader = DataLoader(
-            _Decoder(self._files, self._size, crop),
-            batch_size=None,
-            sampler=_Ids(batches, self._chosen),
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            worker_init_fn=_start if workers else None,
-            # The global generator is for others.
-            generator=torch.Generator(),
-        )
-        try:
-            for found in loader:
-                if isinstance(found, tuple):
-                    raise FileError(found[0], hint=found[1])
-                yield found
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            hint = "is there memory enough, also in /dev/shm? --workers 0 decodes images without further processes"
-            raise RapaError("a process that decodes images was killed", hint=hint) from error
+        with warnings.catch_warnings():
+            # Torch's advice on how many there should be; somebody has asked for so many.
+            warnings.simplefilter("ignore", UserWarning)
+            loader = iter(
+                DataLoader(
+                    _Decoder(self._files, self._size, crop),
+                    batch_size=None,
+                    sampler=_Ids(batches, self._chosen),
+                    collate_fn=_as_it_is,
+                    num_workers=workers,
+                    worker_init_fn=_start if workers else None,
+                    # The global generator is for others.
+                    generator=torch.Generator(),
+                )
+            )
+        for found in loader:
+            if isinstance(found, tuple):
+                raise FileError(found[0], hint=found[1])
+            yield found
 
     def fingerprint(self) -> str:
         """SHA-256 of the names and sizes of the files, and of the size to which they are cut."""

@@ -193,3 +193,40 @@ def test_exported_and_compiled_networks_see_one_operator() -> None:
     assert_near(exported.module()(x, assignment), expected)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert_near(compiled(x, assignment), expected)
+
+
+@pytest.mark.parametrize("way", ["C", "operator", "mixed precision"])
+def test_what_follows_may_work_in_place(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "operator":
+        monkeypatch.setattr(operator, "_past_operator", lambda *_: False)
+    torch.manual_seed(0)
+    layer, x = TiledConv2d(3, 8, 3, padding=1, tiles=4), torch.rand(2, 3, 8, 8)
+    assignment = layer.assign(2, (8, 8))
+    gradients = []
+    for inplace in (True, False):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "mixed precision"):
+            torch.nn.functional.relu(layer(x, assignment), inplace=inplace).sum().backward()  # type: ignore[no-untyped-call]
+        assert layer.weight.grad is not None
+        gradients.append(layer.weight.grad.clone())
+    assert torch.equal(*gradients)
+
+
+def test_mixed_precision_leaves_tiles_in_float32() -> None:
+    layer, x = TiledConv2d(3, 8, 3, padding=1, tiles=4), torch.rand(2, 3, 8, 8).to(torch.bfloat16)
+    assignment = layer.assign(2, (8, 8))
+    given = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(given, assignment)
+        # Also where the way back is inside.
+        found.sum().backward()
+    assert found.dtype == torch.float32
+    assert layer.weight.grad is not None
+    gradient = layer.weight.grad.clone()
+    layer.zero_grad()
+    expected = layer(x.float(), assignment)
+    expected.sum().backward()
+    assert torch.equal(found, expected)
+    assert torch.equal(gradient, layer.weight.grad)
+    assert given.grad is not None
+    assert given.grad.dtype == torch.bfloat16
