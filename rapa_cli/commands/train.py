@@ -7,8 +7,7 @@ import os
 import platform
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,15 +19,9 @@ from rapa_cli.errors import ConfigError, FileError, Interrupted, RapaError, comm
 from rapa_cli.training.world import world
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
     from rapa_cli.checkpoint import Progress
-    from rapa_cli.config import Recipe
     from rapa_cli.runs import Manifest
-    from rapa_cli.training.loop import Sums, Training
-
-# How often the bar asks the device for the loss so far: asking makes it wait.
-_REFRESH_SECONDS = 0.5
+    from rapa_cli.training.loop import Sums, Training, Watcher
 
 
 def train(
@@ -155,6 +148,9 @@ def train(
             help="Go on with this run; only --epochs may be changed.",
         ),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write metrics for TensorBoard, into RUN/tensorboard.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -180,6 +176,7 @@ def train(
     from rapa_cli.files import held
     from rapa_cli.layers.modules import load_weights
     from rapa_cli.training import loop, parallel
+    from rapa_cli.training.board import check_installed
     from rapa_cli.training.request import requested
 
     fixed = {
@@ -207,6 +204,8 @@ def train(
             stack.enter_context(held(chosen))
             return chosen
 
+        if tensorboard:
+            check_installed()
         if dry_run and (resume is not None or team.size > 1):
             raise ConfigError("--dry-run is of a new run by one process", hint="leave out what goes with others")
         trusted = _trusted(network, code, resuming=resume is not None)
@@ -249,12 +248,19 @@ def train(
         where = ["--data-dir", str(data_dir)] if data_dir is not None else []
         where += [word for file in trusted for word in ("--code", str(file))]
         again = shlex.join(["train", "--resume", str(folder), *where])
-        _run(training, f"rapa {again}" if team.size == 1 else f"torchrun ... -m rapa_cli {again}", json=json)
+        _run(
+            training,
+            f"rapa {again}" if team.size == 1 else f"torchrun ... -m rapa_cli {again}",
+            tensorboard=tensorboard,
+            json=json,
+        )
 
 
-def _run(training: Training, again: str, *, json: bool) -> None:
+def _run(training: Training, again: str, *, tensorboard: bool, json: bool) -> None:
     """Trains, and tells how it goes and what came of it; `again` is the command that goes on with the run."""
     from rapa_cli import runs
+    from rapa_cli.commands.live import View
+    from rapa_cli.training.board import Board
     from rapa_cli.training.parallel import PeerLost
     from rapa_cli.training.stopping import StopRequest
 
@@ -275,8 +281,11 @@ def _run(training: Training, again: str, *, json: bool) -> None:
         console.note(f"going on after epoch {training.progress.epoch}, step {training.progress.step}")
     in_vain = False
     try:
-        with StopRequest() as stop, _Watcher(plan) as watcher:
-            training.run(watcher, stop)
+        with StopRequest() as stop, contextlib.ExitStack() as stack:
+            watchers: list[Watcher] = [stack.enter_context(View(plan, training.rows))]
+            if tensorboard and team.first:
+                watchers.append(stack.enter_context(Board(folder, training.progress.epoch)))
+            training.run(_Told(watchers), stop)
     except Interrupted:
         console.note(f"saved; go on with: {again}")
         raise
@@ -433,56 +442,30 @@ def _summary(training: Any, folder: Path, *, json: bool) -> None:
     console.show(
         f"test error      {progress.test_error:.2f} %  (epoch {epoch}, train error {train_error:.2f} %)\n"
         f"lowest          {progress.best_test_error:.2f} %  (epoch {progress.best_epoch}, chosen on the test set)\n"
-        f"time            {progress.seconds:.0f} s, {document['images_per_second']:.0f} images/s with testing\n"
+        f"time            {console.duration(progress.seconds)}, {document['images_per_second']:.0f} images/s with "
+        "testing\n"
         f"checkpoint      {document['checkpoint']}\n"
         f"learning curve  {folder / 'figures' / 'learning-curve.png'}"
     )
 
 
-class _Watcher:
-    """A progress bar on a terminal, and a line for each epoch."""
+class _Told:
+    """Several watchers as one."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe, self._epochs = recipe, recipe.epochs
-        self._bar: Bar = console.progress(lines=False)
-        self._task: Any = None
-        self._asked = 0.0
-
-    def __enter__(self) -> _Watcher:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
 
     def step(self, epoch: int, step: int, steps: int, sums: Sums) -> None:
-        """Advances the bar over all epochs; refreshes the error now and then."""
-        from rapa_cli.training.schedule import rate
-
-        if self._bar.disable:
-            return
-        if self._task is None:
-            # A run that goes on has not done its first steps just now: they must not count as speed.
-            done = epoch * steps + step - 1
-            self._task = self._bar.add_task(f"epoch {epoch + 1}", total=self._epochs * steps, completed=done)
-        now = time.monotonic()
-        if now - self._asked >= _REFRESH_SECONDS or step == steps:
-            self._asked = now
-            error = 100 * int(sums.wrong) / sums.seen
-            where = f"epoch {epoch + 1}/{self._epochs}  rate {rate(self._recipe, epoch):.3g}"
-            self._bar.update(self._task, completed=epoch * steps + step, description=f"{where}  error {error:.1f} %")
+        """Tells all."""
+        for watcher in self._watchers:
+            watcher.step(epoch, step, steps, sums)
 
     def testing(self, epoch: int) -> None:
-        """Says that the test images are classified."""
-        if self._task is not None:
-            self._bar.update(self._task, description=f"epoch {epoch + 1}/{self._epochs}  testing")
+        """Tells all."""
+        for watcher in self._watchers:
+            watcher.testing(epoch)
 
     def epoch(self, row: Mapping[str, Any], progress: Progress, images_per_second: float) -> None:
-        """Shows the epoch's line."""
-        self._bar.console.print(
-            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  rate {row['rate']:.3g}  "
-            f"loss {row['train_loss']:.3f}  train {row['train_error']:.2f} %  test {row['test_error']:.2f} %  "
-            f"{images_per_second:.0f} images/s",
-            markup=False,
-            highlight=False,
-        )
+        """Tells all."""
+        for watcher in self._watchers:
+            watcher.epoch(row, progress, images_per_second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import io
+import importlib.util
 import json
 import os
 import re
@@ -15,12 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from rapa_cli import checkpoint, runs
-from rapa_cli.commands.train import _Watcher
 from rapa_cli.files import held
-from rapa_cli.training.loop import Sums, Training
+from rapa_cli.training.loop import Training
 from tests.commands.conftest import TRAIN, Run, refused
 from tests.training import tiny
 
@@ -350,42 +348,19 @@ def test_a_real_process_and_a_real_signal(rapa: Run, number: int, code: int, wor
     assert done["epochs"] == progress.epoch + 1
 
 
-def test_the_bar_on_a_terminal(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "80")
-    outcome = rapa(*TRAIN, "--epochs", "2", "--out", "here")
-    assert outcome.code == 0
-    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", outcome.err)]
-    assert any("epoch 2/2  testing" in line and "12/12" in line for line in shown)
-    assert all(len(line) <= 80 for line in shown)
+def test_tensorboard_that_is_not_there(rapa: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else real(name))
+    outcome = rapa(*TRAIN, "--tensorboard", "--out", "new")
+    refused(outcome, 2, "TensorBoard is not installed", "pip install 'rapa-cli[tensorboard]'")
+    assert not (here / "new").exists()
 
 
-@pytest.mark.parametrize(("columns", "count"), [(50, False), (80, True)])
-def test_the_bar_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, count: bool) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", str(columns))
-    sums = Sums(torch.tensor(1.0), torch.tensor(3), 10)
-    with _Watcher(tiny.recipe(epochs=20, lr=0.00108)) as watcher:
-        watcher.step(11, 5, 400, sums)
-        screen = Console(width=columns, file=io.StringIO(), color_system=None)
-        with screen.capture() as shown:
-            screen.print(watcher._bar.get_renderable())
-    (line,) = shown.get().splitlines()
-    assert "epoch 12/20  rate 0.00108  error 30.0 %" in line
-    assert "-:--:--" in line, "the time left"
-    assert ("4405/8000" in line) is count
-
-
-def test_the_bar_of_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    sums = Sums(torch.tensor(1.0), torch.tensor(3), 10)
-    with _Watcher(tiny.recipe(epochs=4, lr=0.004, step_epochs=1, step_factor=0.5)) as watcher:
-        watcher.step(2, 5, 6, sums)
-        (task,) = watcher._bar.tasks
-        assert task.description == "epoch 3/4  rate 0.001  error 30.0 %"
-        assert (task.total, task.completed) == (24, 17)
-        watcher.testing(2)
-        assert task.description == "epoch 3/4  testing"
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra tensorboard is missing")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard(rapa: Run, here: Path) -> None:
+    assert rapa(*TRAIN, "--epochs", "1", "--tensorboard", "--out", "new").code == 0
+    assert list((here / "new" / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_two_runs_in_one_folder(rapa: Run) -> None:
