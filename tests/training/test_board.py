@@ -12,8 +12,8 @@ from rapa_cli.checkpoint import Progress
 from rapa_cli.errors import ConfigError
 from rapa_cli.training import board
 
-ROW = {"epoch": 2, "rate": 0.01, "train_loss": 1.5, "train_error": 40.0, "test_loss": 1.4, "test_error": 38.0}
-ROW |= {"vote_error": 36.0, "similarity_conv1": 0.25, "similarity_conv2": None}
+ROW: dict[str, Any] = {"epoch": 2, "rate": 0.01, "train_loss": 1.5, "train_error": 40.0, "test_loss": 1.4}
+ROW |= {"test_error": 38.0, "vote_error": 36.0, "similarity_conv1": 0.25, "similarity_conv2": None}
 here = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra tensorboard is missing")
 
 
