@@ -18,9 +18,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 import rapa_cli
+from rapa_cli import config
 from rapa_cli.app import app
 
 MARKER = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
@@ -71,18 +72,25 @@ def _command(path: str, command: Any) -> str:
     return "\n\n".join([*filter(None, parts), "\n".join(["| | |", "| --- | --- |", *rows])])
 
 
-def keys(shown: dict[type[BaseModel], None], path: str, level: str = "2") -> str:
+def keys(shown: dict[type[BaseModel], None], path: str, level: str = "2", elsewhere: str = "") -> str:
     """The keys of a configuration table, given by the path of its class, and of all tables inside it.
 
     Args:
         shown: tables that the page has already; those of this call join them.
         path: of the class.
         level: of the headings.
+        elsewhere: the page that has the tables of `rapa_cli.config`, where this one only points to them.
     """
     module, _, name = path.rpartition(".")
     before = len(shown)
     _collect(getattr(importlib.import_module(module), name), shown)
-    return "\n\n".join(_table(model, int(level)) for model in list(shown)[before:])
+    new = list(shown)[before:]
+    there = [model for model in new if elsewhere and model.__module__ == config.__name__]
+    text = "\n\n".join(_table(model, int(level)) for model in new if model not in there)
+    for model in there:
+        anchor = f"(#{model.__name__.lower()})"
+        text = text.replace(anchor, f"({elsewhere}{anchor[1:]}")
+    return text
 
 
 def _collect(model: type[BaseModel], found: dict[type[BaseModel], None]) -> None:
@@ -120,7 +128,7 @@ def _table(model: type[BaseModel], level: int) -> str:
         if any(repr(base.model_fields.get(name)) == repr(field) for base in bases):
             continue
         rows.append(
-            f"| `{name}` | {_allowed(field.annotation, field.metadata)} | {_default(field.default)} "
+            f"| `{name}` | {_allowed(field.annotation, field.metadata)} | {_default(field)} "
             f"| {_cell(meanings.get(name, ''))} |"
         )
     table = "\n".join(["| key | allowed | default | |", "| --- | --- | --- | --- |", *rows]) if rows else ""
@@ -149,8 +157,8 @@ def _allowed(kind: Any, limits: Any = ()) -> str:
     if origin is Literal:
         return ", ".join(f"`{one}`" for one in inside)
     if origin is tuple:
-        several = inside[-1] is Ellipsis
-        return f"list of {_allowed(inside[0])}" if several else f"list of {len(inside)}: {_allowed(inside[0])}"
+        length = "" if inside[-1] is Ellipsis else f" of {len(inside)}"
+        return f"list{length}, each {_allowed(inside[0])}"
     if origin is dict or kind is dict:
         return "table"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -159,7 +167,7 @@ def _allowed(kind: Any, limits: Any = ()) -> str:
         return ", ".join(f"`{one.value}`" for one in kind)
     word = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}.get(kind, kind.__name__)
     bounds = [
-        f"{sign} {getattr(one, attribute):g}"
+        f"{sign} {getattr(one, attribute)}"
         for limit in limits
         for one in (limit, *getattr(limit, "metadata", ()))
         for attribute, sign in _BOUNDS.items()
@@ -168,9 +176,10 @@ def _allowed(kind: Any, limits: Any = ()) -> str:
     return _cell(" ".join([word, ", ".join(dict.fromkeys(bounds))]).strip())
 
 
-def _default(value: Any) -> str:
-    if value is PydanticUndefined:
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
         return "required"
+    value = field.get_default(call_default_factory=True)
     if value is None or isinstance(value, BaseModel):
         return ""
     if isinstance(value, enum.Enum):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def test_the_page_works_from_its_beginning(
 def test_tables_of_keys_are_such_tables() -> None:
     (network,) = re.findall(r"```toml\n(.*?)```", PAGES["docs/reference/configuration.md"], re.DOTALL)
     path = Path("own.toml")
-    assert config.validate(config.Network, {"name": "own", **config.tomllib.loads(network)}, str(path)).pool == "mixed"
+    assert config.validate(config.Network, {"name": "own", **tomllib.loads(network)}, str(path)).pool == "mixed"
 
 
 def anchors(text: str) -> set[str]:
@@ -223,10 +224,11 @@ def test_the_results_in_readme_are_those_of_the_page() -> None:
 
 @pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    build = pytest.importorskip("mkdocs.commands.build", reason="needs the dependency group docs")
-    from mkdocs.config import load_config
-
-    settings = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    reason = "needs the dependency group docs"
+    build = pytest.importorskip("mkdocs.commands.build", reason=reason)
+    settings = pytest.importorskip("mkdocs.config", reason=reason).load_config(
+        str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True
+    )
     build.build(settings)
     built = list(tmp_path.rglob("*.html"))
     assert len(built) > len(PAGES) - 1
