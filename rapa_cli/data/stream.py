@@ -117,10 +117,14 @@ class StreamedImages:
                     generator=torch.Generator(),
                 )
             )
-        for found in loader:
-            if isinstance(found, tuple):
-                raise FileError(found[0], hint=found[1])
-            yield found
+        try:
+            for found in loader:
+                if isinstance(found, tuple):
+                    raise FileError(found[0], hint=found[1])
+                yield found
+        except (EOFError, ConnectionError) as error:
+            # A batch of a process that is no more; torch says the same where it notices first.
+            raise RuntimeError("a DataLoader worker has ended") from error
 
     def fingerprint(self) -> str:
         """SHA-256 of the names and sizes of the files, and of the size to which they are cut."""
