@@ -85,7 +85,7 @@ def keys(shown: dict[type[BaseModel], None], path: str, level: str = "2", elsewh
     before = len(shown)
     _collect(getattr(importlib.import_module(module), name), shown)
     new = list(shown)[before:]
-    there = [model for model in new if elsewhere and model.__module__ == config.__name__]
+    there = [model for model in shown if elsewhere and model.__module__ == config.__name__]
     text = "\n\n".join(_table(model, int(level)) for model in new if model not in there)
     for model in there:
         anchor = f"(#{model.__name__.lower()})"
