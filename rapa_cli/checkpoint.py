@@ -24,7 +24,7 @@ from rapa_cli.files import atomic, system_error
 from rapa_cli.layers import modules
 from rapa_cli.layers.network import Network, build, fewest_numbers
 from rapa_cli.philox import MAX_SEED
-from rapa_cli.runs import LAST
+from rapa_cli.runs import find_checkpoint
 
 OPTIMIZER = "optimizer/"
 _KEY = "rapa"
@@ -130,17 +130,15 @@ def load(path: str | Path, *, code: Sequence[str | Path] = ()) -> Network:
     """Rebuilds a network from a checkpoint alone, in evaluation mode on the CPU.
 
     Args:
-        path: the checkpoint file, or a run folder, whose last checkpoint is meant.
+        path: the checkpoint file, a run folder, whose last checkpoint is meant, or a name in the zoo.
         code: Python files that you trust, for a network that is written in one of them: its code is run.
 
     Raises:
         FileError: missing, damaged, or no checkpoint of this program; or `code` is not the file that it was made with.
         ConfigError: its network is written in a Python file, which was not handed over.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= LAST
-    return restore(read(path), path, [Path(file) for file in code]).eval()
+    found = find_checkpoint(str(path))
+    return restore(read(found), found, [Path(file) for file in code]).eval()
 
 
 def restore(checkpoint: Checkpoint, path: Path, code: Sequence[Path] = ()) -> Network:

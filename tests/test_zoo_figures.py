@@ -42,6 +42,7 @@ def test_a_card_is_that_of_its_checkpoint(name: str) -> None:
     assert said.network.layers == load_network(card.network).layers
     assert (said.data, progress.epoch, round(progress.seconds)) == (card.data, card.epochs, card.seconds)
     assert kept.optimizer == {}
+    assert rapa_cli.load(name).definition == said.network
     assert f"--epochs {card.epochs} " in card.command
     with resources.definition("recipes", "short").open("rb") as file:
         assert card.epochs >= tomllib.load(file)["epochs"]
