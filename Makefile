@@ -28,6 +28,9 @@ test: lint ## install the test tools, then run ruff, mypy and the quick tests
 test-slow: $(TOOLS) ## run the tests that take longer than ten seconds
 	$(BIN)/pytest -m slow
 
+coverage: $(TOOLS) ## run the quick tests, and list the lines that none of them runs
+	$(BIN)/pytest -n $(JOBS) -m "not slow" --cov --cov-report=term-missing
+
 soak: $(TOOLS) ## kill trainings, run for long and damage files, with a report; an hour of one core
 	$(BIN)/python -m tests.soak
 	$(BIN)/python -m tests.fuzz

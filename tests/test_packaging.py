@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import site
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -79,6 +81,8 @@ def test_the_wheel_holds_the_package_and_its_definitions_only(wheel: Path) -> No
     assert {name.partition("/")[0] for name in held} == {"rapa_cli", information}
     assert {f"rapa_cli/_models/{name}" for name in definitions(ROOT / "models")} <= held
     assert "rapa_cli/_models/networks/full.toml" in held
+    assert "rapa_cli/_models/zoo/full-random-cifar10/full-random-cifar10.safetensors" in held
+    assert "rapa_cli/py.typed" in held
     assert f"{information}/licenses/LICENSE" in held
     assert not [name for name in held if "__pycache__" in name or name.endswith(".pyc")]
 
@@ -119,6 +123,29 @@ def test_the_definitions_are_found_in_an_installed_wheel(wheel: Path, tmp_path: 
     )
     root = tmp_path / "rapa_cli" / "_models"
     assert [Path(line) for line in outcome.stdout.splitlines()] == [root, root / "networks" / "full.toml"]
+
+
+@pytest.mark.slow  # the demonstration takes a minute
+def test_the_demonstration_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--no-index", "--no-deps", wheel], check=True, capture_output=True)
+    (own,) = environment.glob("lib/python*/site-packages")
+    # What rapa needs comes from here; its own modules do not, since those that are installed stand first.
+    (own / "needed.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*words: str | Path) -> str:
+        return subprocess.run(words, cwd="/", env=clean, capture_output=True, text=True, check=True).stdout
+
+    assert Path(run(python, "-c", "import rapa_cli; print(rapa_cli.__file__)").strip()).is_relative_to(own)
+    rapa = environment / "bin" / "rapa"
+    assert run(rapa, "--version").split() == ["rapa", rapa_cli.__version__]
+    assert "full-random-cifar10" in run(rapa, "models", "list")
+    shown = run(rapa, "demo", "--out", tmp_path / "demo")
+    assert "reduced to one tile (norm)" in shown
+    assert (tmp_path / "demo" / "last.safetensors").is_file()
 
 
 def test_the_definitions_are_found_in_a_checkout() -> None:
