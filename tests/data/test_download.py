@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 
 from rapa_cli.data import catalog, download
 from rapa_cli.data.download import Remote, transfer
-from rapa_cli.errors import FileError
+from rapa_cli.errors import ConfigError, FileError
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -124,6 +127,83 @@ def test_a_broken_connection_is_resumed(site: Site, tmp_path: Path) -> None:
     site.answers = [send(upto=700_000), send(upto=200_000), send()]
     assert get(site, tmp_path).read_bytes() == CONTENT
     assert site.ranges == [None, "bytes=700000-", "bytes=900000-"]
+
+
+def test_two_downloads_at_once_spoil_nothing(site: Site, tmp_path: Path) -> None:
+    """The first stalls in the middle; the second is refused, and the first goes on."""
+    stalled, go_on = threading.Event(), threading.Event()
+
+    def stall(handler: BaseHTTPRequestHandler) -> None:
+        send(upto=300_000, claim=len(CONTENT))(handler)
+        handler.wfile.flush()
+        stalled.set()
+        assert go_on.wait(20)
+
+    site.answers = [stall, send()]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(get, site, tmp_path)
+        try:
+            assert stalled.wait(20)
+            with pytest.raises(ConfigError, match=r"file.bin.part is being fetched by another process"):
+                get(site, tmp_path)
+        finally:
+            go_on.set()
+        assert first.result(20).read_bytes() == CONTENT
+    assert site.ranges == [None, "bytes=300000-"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_file_that_another_process_has_finished_is_taken(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there after this process had looked for it, and before it had the part for itself."""
+    part, lock = tmp_path / "file.bin.part", fcntl.flock
+
+    def late(*arguments: Any) -> None:
+        if not (tmp_path / "file.bin").exists():
+            part.write_bytes(CONTENT)
+            part.rename(tmp_path / "file.bin")
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert get(site, tmp_path).read_bytes() == CONTENT
+    assert site.ranges == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_what_came_before_a_stall_is_kept(site: Site, tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def stall(handler: BaseHTTPRequestHandler) -> None:
+        send(upto=400_000)(handler)
+        handler.wfile.flush()
+        done.wait(20)
+
+    site.answers = [stall]
+    try:
+        assert get(site, tmp_path, stall_seconds=0.3).read_bytes() == CONTENT
+    finally:
+        done.set()
+    assert site.ranges == [None, "bytes=400000-", "bytes=800000-"]
+
+
+def test_a_trickle_is_given_up(site: Site, tmp_path: Path) -> None:
+    """A byte at a time is never silent; of the time that it takes only a clock of the test's own knows."""
+    done = threading.Event()
+
+    def trickle(handler: BaseHTTPRequestHandler) -> None:
+        send(upto=0)(handler)
+        while not done.wait(0.001):
+            handler.wfile.write(b"x")
+
+    site.answers = [trickle]
+    times = itertools.count()
+    try:
+        with pytest.raises(FileError, match="it sends less than 1024 bytes per second"):
+            get(site, tmp_path, clock=lambda: float(next(times)))
+    finally:
+        done.set()
+    assert len(site.ranges) == download.IDLE_ATTEMPTS
 
 
 def test_a_part_of_an_earlier_call_is_gone_on_with(site: Site, tmp_path: Path) -> None:
