@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from rapa_cli.errors import ConfigError, FileError
 
@@ -32,6 +34,8 @@ _REASONS = {
     errno.EEXIST: ("a file stands where a folder should be", "move that file away, or choose another folder"),
     errno.ENOENT: ("the folder does not exist any more", "was it moved or deleted while the command ran?"),
     errno.EISDIR: ("a folder stands where a file should be", "move that folder away, or choose another name"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("it is a link, or leads over too many", "take it away, or choose another folder"),
 }
 
 
@@ -59,6 +63,50 @@ def make_folder(path: Path) -> Path:
             reason = "no folder can be made at this place"
             raise FileError(f"cannot make the folder {path}: {reason}", hint="choose another folder") from error
     return path
+
+
+def inside(folder: Path, *names: str) -> Path:
+    """Makes a folder in one that was chosen, and may come from a stranger: a link in it is refused, not followed.
+
+    Args:
+        folder: the chosen one, which may itself be a link.
+        names: of the folder in it, and of that in that one.
+
+    Raises:
+        FileError: the folder cannot be made, or a link stands in its place.
+    """
+    for name in names:
+        folder = folder / name
+        no_link(folder)
+        make_folder(folder)
+    return folder
+
+
+def no_link(path: Path) -> None:
+    """Raises FileError where a link stands."""
+    with explained(path):
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def append_to(path: Path) -> BinaryIO:
+    """Opens a file to write at its end; it is made where there is none, and a link is not followed.
+
+    Raises:
+        FileError: it cannot be written, or is no ordinary file.
+    """
+    return os.fdopen(_opened_in_place(path, os.O_WRONLY | os.O_APPEND), "ab")
+
+
+def _opened_in_place(path: Path, flags: int) -> int:
+    """The handle of a file that is not written anew, which a stranger may have made a link or a device."""
+    with explained(path):
+        # A pipe that nobody reads would be waited for.
+        handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FileError(f"cannot write {path}: it is no ordinary file", hint="take it away, or choose another folder")
+    return handle
 
 
 @contextlib.contextmanager
@@ -107,7 +155,8 @@ def _temporary(path: Path) -> tuple[int, Path]:
 
 def _sweep(folder: Path) -> None:
     """Deletes what killed processes left half-written in a folder, and in those in it."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+    below = (path for path in folder.glob("*/.*.tmp") if not path.parent.is_symlink())
+    for path in (*folder.glob(".*.tmp"), *below):
         # What cannot be locked is still being written.
         with contextlib.suppress(OSError):
             if not _TEMPORARY.fullmatch(path.name):
@@ -145,11 +194,10 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another process holds it; the message says which.
-        FileError: the folder cannot be written.
+        FileError: the folder cannot be written, or something else than a file stands where the lock should be.
     """
     path = folder / LOCK
-    with explained(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = _opened_in_place(path, os.O_RDWR)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

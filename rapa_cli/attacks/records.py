@@ -43,7 +43,7 @@ from torch import Tensor
 from rapa_cli import config, tensors
 from rapa_cli.data.stream import Images, StreamedImages
 from rapa_cli.errors import ConfigError, FileError
-from rapa_cli.files import atomic, make_folder, system_error
+from rapa_cli.files import atomic, inside, make_folder, system_error
 from rapa_cli.philox import MAX_SEED
 
 FILE, SUMMARY, IMAGES = "records.safetensors", "summary.csv", "images"
@@ -196,7 +196,7 @@ class Records:
     def keep_images(self, result: int, level: int, start: int, images: Tensor) -> None:
         """Writes a batch of adversarial images, float32 (B, G, C, H, W) in [0, 1], as a file of its own."""
         assert self.folder is not None
-        place = make_folder(self.folder / IMAGES / f"result-{result}" / f"level-{level}")
+        place = inside(self.folder, IMAGES, f"result-{result}", f"level-{level}")
         index = torch.arange(start, start + len(images))
         name = f"{start:06}.safetensors"
         _write(place / name, {"index": index, "adversarial": images.detach().cpu().contiguous()}, {})

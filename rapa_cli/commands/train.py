@@ -404,13 +404,14 @@ def _provenance(recipe: str, processes: int) -> dict[str, str]:
 
 
 def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) -> None:
+    from rapa_cli.files import inside
     from rapa_cli.report import figures
 
     definition = manifest.network
     tiling = f"{definition.scheme} ({commas(definition.tiles or ())})"
     pooling = f", {definition.pool}" if definition.module is None else ""
     title = f"{definition.name} on {manifest.data}: {tiling}{pooling}"
-    figures.write(figures.learning_curve(rows, title), folder / "figures", "learning-curve")
+    figures.write(figures.learning_curve(rows, title), inside(folder, "figures"), "learning-curve")
 
 
 def _summary(training: Any, folder: Path, *, json: bool) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from rapa_cli.errors import FileError
 from rapa_cli.experiments.documents import check
-from rapa_cli.files import explained, make_folder, write_text
+from rapa_cli.files import explained, inside, make_folder, no_link, write_text
 from rapa_cli.runs import MANIFEST, read_metrics
 
 RUNS, RESULTS, LOGS = "runs", "results", "logs"
@@ -93,19 +93,25 @@ class Folder:
         """Makes the folder and those in it.
 
         Raises:
-            FileError: it cannot be made.
+            FileError: it cannot be made, or a link stands in it where a folder should be.
         """
+        make_folder(self.path)
         for name in (RUNS, RESULTS, LOGS):
-            make_folder(self.path / name)
+            inside(self.path, name)
 
     def log(self, job: Job) -> Path:
         """Where a job says what it does."""
         return self.path / LOGS / f"{job.name}.log"
 
     def command(self, job: Job) -> tuple[str, ...]:
-        """The words that do a job from where it is, in this folder."""
+        """The words that do a job from where it is, in this folder.
+
+        Raises:
+            FileError: its run folder is a link, which leads elsewhere.
+        """
         if not job.trains:
             return job.words
+        no_link(self.path / job.run)
         if (self.path / job.run / MANIFEST).exists():
             return ("train", "--resume", job.run)
         return (*job.words, "--out", job.run)

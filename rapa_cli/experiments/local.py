@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from rapa_cli.experiments.jobs import Ended, Folder, Job
+from rapa_cli.files import append_to
 
 # What a machine's own settings are, among the words of a job.
 _DATA_COMMANDS = ("train", "evaluate", "vote", "reduce", "attack", "regularizer")
@@ -51,7 +52,7 @@ class LocalEngine:
         device, started = self._devices.get(), time.monotonic()
         try:
             words = self.words(job, device)
-            with self._folder.log(job).open("ab") as log:
+            with append_to(self._folder.log(job)) as log:
                 # In a session of its own it gets signals from here alone, and not the terminal's as well.
                 with self._lock:
                     if self._stopping:

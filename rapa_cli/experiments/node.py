@@ -20,7 +20,7 @@ import rapa_cli
 from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.experiments.jobs import Ended, Folder, Job, with_needs
 from rapa_cli.experiments.local import LocalEngine
-from rapa_cli.files import atomic, make_folder
+from rapa_cli.files import atomic, inside
 from rapa_cli.runs import LAST
 
 # How long one look at a job that goes on may take.
@@ -176,11 +176,11 @@ def write(folder: Path, files: Mapping[str, bytes], runs: Iterable[str]) -> None
     places = [PurePosixPath(run) for run in runs]
     for name in files:
         path = PurePosixPath(name)
-        inside = any(place in path.parents for place in places)
-        if not inside or ".." in path.parts or str(path) != name or "\0" in name:
+        belongs = any(place in path.parents for place in places)
+        if not belongs or ".." in path.parts or str(path) != name or "\0" in name:
             raise FileError(f"{name!r} is no file of the job's run folders", hint="is another job's folder meant?")
     for name, content in reversed(list(files.items())):
         target = folder / name
-        make_folder(target.parent)
+        inside(folder, *PurePosixPath(name).parent.parts)
         with atomic(target) as temporary:
             temporary.write_bytes(content)

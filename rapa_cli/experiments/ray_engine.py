@@ -16,7 +16,7 @@ import rapa_cli
 from rapa_cli.errors import ConfigError, RapaError
 from rapa_cli.experiments import node
 from rapa_cli.experiments.jobs import Ended, Folder, Job
-from rapa_cli.files import explained
+from rapa_cli.files import append_to, explained
 
 # A job is given up when it has lost so many workers without an epoch done between.
 _LOSSES = 4
@@ -167,7 +167,7 @@ class RayEngine:
 
     def _append(self, job: Job, text: bytes) -> None:
         path = self._folder.log(job)
-        with explained(path), path.open("ab") as log:
+        with explained(path), append_to(path) as log:
             log.write(text)
 
 

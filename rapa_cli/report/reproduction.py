@@ -18,7 +18,7 @@ from rapa_cli.experiments.claims import State, Verdict
 from rapa_cli.experiments.jobs import Folder, Job, Results
 from rapa_cli.experiments.measures import Measure
 from rapa_cli.experiments.settings import Settings
-from rapa_cli.files import make_folder, write_text
+from rapa_cli.files import inside, make_folder, write_text
 from rapa_cli.report import attack_figures, figures, layer_figures, reproduction_figures
 from rapa_cli.report.page import Block, Cell, Code, Mark, Page, Picture, Section, Table, Tone
 from rapa_cli.report.page import write as write_page
@@ -151,7 +151,7 @@ def write(
     Raises:
         FileError: one of them cannot be written.
     """
-    tables = make_folder(folder.path / TABLES)
+    tables = inside(make_folder(folder.path), TABLES)
     paths = []
     for finding in found:
         rows = [measure.row_of_table() for measure in finding.measures]
@@ -236,7 +236,7 @@ def _section(folder: Folder, finding: Finding, settings: Settings, results: Resu
     ]
     if finding.name in ("table1", "table2", "large"):
         blocks.append(_CHECKPOINTS)
-    place = folder.path / FIGURES
+    place = inside(folder.path, FIGURES)
     for name, picture in _pictures(folder, finding, settings, results).items():
         figures.write(picture.figure, place, f"{finding.name}{name}")
         blocks.append(picture)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rapa_cli.checkpoint import Progress
 from rapa_cli.errors import ConfigError
+from rapa_cli.files import inside
 from rapa_cli.runs import SIMILARITY
 from rapa_cli.training.loop import Sums
 
@@ -47,7 +48,7 @@ class Board:
     def __init__(self, run: Path, epochs: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run / FOLDER), purge_step=epochs + 1)
+        self._writer = SummaryWriter(str(inside(run, FOLDER)), purge_step=epochs + 1)
 
     def __enter__(self) -> Board:
         return self
