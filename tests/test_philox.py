@@ -130,6 +130,22 @@ def test_a_permutation_is_one(seed: int, epoch: int, size: int) -> None:
     assert torch.equal(order, permutation(seed, epoch, size))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_order_is_that_of_its_words(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = permutation(5, 2, 100).tolist()
+    finally:
+        torch.set_num_threads(before)
+
+    def rank(image: int) -> tuple[int, int, int]:
+        high, low = (oracles.word(Purpose.SHUFFLE, Stream.TRAIN, 5, 2, image, 0, index) for index in (0, 1))
+        return high, low >> 1, image
+
+    assert found == sorted(range(100), key=rank)
+
+
 def test_permutations_differ_by_epoch_and_seed() -> None:
     orders = [tuple(permutation(seed, epoch, 50).tolist()) for seed in range(3) for epoch in range(5)]
     assert len(set(orders)) == 15

@@ -80,9 +80,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("batch", [1, 5, 30])
 def test_whole_numbers_depend_on_neither_threads_nor_batches(threads: int, batch: int) -> None:
     images = tiny.pixels(tiny.split(30, seed=1))
-    ids = permutation(5, 1, 30)
 
     def whole_numbers(size: int) -> list[torch.Tensor]:
+        ids = permutation(5, 1, 30)
         layer = TiledConv2d(3, 4, 3, padding=1, tiles=4, scheme="random")
         found = []
         for part in torch.split(ids, size):
