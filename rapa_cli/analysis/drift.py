@@ -16,7 +16,7 @@ from rapa_cli.analog.module import AwareMatrices, silence
 from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.programmed import ProgrammedMatrices
 from rapa_cli.analog.ranges import Calibration, calibrated
-from rapa_cli.analysis.evaluation import batches, evaluating
+from rapa_cli.analysis.evaluation import evaluating, pixel_batches
 from rapa_cli.analysis.voting import VoteResult, vote_error
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
@@ -385,7 +385,7 @@ def _calibrate(network: nn.Module, images: Images | None, seed: int) -> bool:
 
             hooks.append(layer.register_forward_pre_hook(observe))
     with evaluating(exact), torch.no_grad():
-        for ids, x, _ in batches(chosen, torch.zeros(len(chosen)), _BATCH, device):
+        for ids, x in pixel_batches(chosen, _BATCH, device):
             with draws(exact, images=ids, seed=seed, stream="test"):
                 exact(x)
     return True

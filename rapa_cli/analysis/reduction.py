@@ -42,7 +42,7 @@ def reduce(
             `mean`: the mean over the tiles, the paper's theta-bar (section 5), which is what "a kernel matrix of any
             tile" is where all are alike.
             `first`: that of the first tile.
-        images: for `winner`, those of the training set, uint8 (N, C, H, W).
+        images: for `winner`, those of the training set, (N, C, H, W), uint8 or floats in [0, 1].
         seed: for `winner`, of the draw that is counted.
         batch_size: for `winner`, images computed at a time.
         on_batch: for `winner`, called with the number of images after each batch.
@@ -59,7 +59,7 @@ def reduce(
     wins: dict[str, Tensor] = {}
     if by == "winner" and any(map(has_choice, model.modules())):
         if images is None:
-            raise ValueError("images: 'winner' counts on training images; give them, uint8 (N, C, H, W)")
+            raise ValueError("images: 'winner' counts on training images; give them, (N, C, H, W)")
         wins = count_wins(model, images, seed=seed, batch_size=batch_size, on_batch=on_batch)
     model = copy.deepcopy(model)
     ordinary: dict[nn.Module, nn.Module] = {}

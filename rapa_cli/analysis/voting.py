@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rapa_cli.analysis.calibration import Outcomes, outcomes
-from rapa_cli.analysis.evaluation import batches, evaluating, wilson
+from rapa_cli.analysis.evaluation import batches, check_images, check_labels, evaluating, wilson
+from rapa_cli.data.augmentation import pixels
 from rapa_cli.data.stream import Images
 from rapa_cli.keyed import draws
 from rapa_cli.shown import Shown
@@ -144,7 +145,7 @@ def vote(model: nn.Module, images: Tensor, n: int, seed: int = 0) -> Tensor:
 
     Args:
         model: takes (B, C, H, W) in [0, 1].
-        images: float32 (B, C, H, W) in [0, 1]; their ids are their places in the batch.
+        images: (B, C, H, W), uint8 or floats in [0, 1]; their ids are their places in the batch.
         n: number of draws, at least 1, odd or even.
         seed: of the draws.
 
@@ -152,12 +153,17 @@ def vote(model: nn.Module, images: Tensor, n: int, seed: int = 0) -> Tensor:
         Classes, int64 (B,).
 
     Raises:
+        ConfigError: images are something else.
         ValueError: n is less than 1.
     """
     _check_number(n)
-    ids = torch.arange(len(images), device=images.device)
+    check_images(images)
+    device = next(model.parameters(), images).device
+    # Those in double precision are for a network that is so too.
+    x = images.to(device) if images.dtype == torch.float64 else pixels(images, device)
+    ids = torch.arange(len(images), device=device)
     with evaluating(model):
-        (ballots,) = deque(_polled(model, images, ids, n, seed), maxlen=1)
+        (ballots,) = deque(_polled(model, x, ids, n, seed), maxlen=1)
     return ballots.majority()
 
 
@@ -176,8 +182,8 @@ def vote_error(
 
     Args:
         model: takes (B, C, H, W) in [0, 1].
-        images: uint8 (N, C, H, W); their ids are their places in the split.
-        labels: int64 (N,).
+        images: (N, C, H, W), uint8 or floats in [0, 1]; their ids are their places in the split.
+        labels: whole numbers (N,).
         n: number of draws, at least 1. Three whole numbers are kept for each.
         seed: of the draws.
         batch_size: changes the result in the last bits only.
@@ -185,6 +191,7 @@ def vote_error(
         on_draw: called with the number of images of the batch after each draw.
 
     Raises:
+        ConfigError: images or labels are something else.
         ValueError: n is less than 1, or there are no images.
     """
     _check_number(n)
@@ -200,6 +207,8 @@ def vote_error(
             single: Outcomes | None = None
             for number, ballots in enumerate(_polled(model, x, ids, n, seed)):
                 classes = ballots.votes.shape[1]
+                if not number:
+                    check_labels(y, len(y), classes)
                 majority_, soft = ballots.majority(), ballots.probability.argmax(1)
                 wrong_draws += ballots.last != y
                 single_wrong[number] += (ballots.last != y).sum()

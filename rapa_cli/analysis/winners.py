@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rapa_cli.analysis.evaluation import batches, evaluating
+from rapa_cli.analysis.evaluation import evaluating, pixel_batches
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 from rapa_cli.keyed import draws
@@ -57,7 +57,7 @@ def count_wins(
 
     Args:
         model: takes (B, C, H, W) in [0, 1].
-        images: uint8 (N, C, H, W); their ids are their places in the split.
+        images: (N, C, H, W), uint8 or floats in [0, 1]; their ids are their places in the split.
         seed: of the draw.
         batch_size: does not change the result, apart from pixels that are equal up to rounding.
         on_batch: called with the number of images after each batch.
@@ -67,10 +67,10 @@ def count_wins(
 
     Raises:
         ConfigError: no pooling follows such a layer.
-        ValueError: there are no images, or they are not bytes.
+        ValueError: there are no images.
     """
-    if not len(images) or images.dtype != torch.uint8:
-        raise ValueError(f"images: got {len(images)} of {images.dtype}, allowed are one or more of torch.uint8")
+    if not len(images):
+        raise ValueError("images: got none")
     layers = {layer: name for name, layer in model.named_modules() if has_choice(layer)}
     wins = {
         layer: torch.zeros(len(layer.weight), layer.out_channels, dtype=torch.int64, device=layer.weight.device)
@@ -102,12 +102,10 @@ def count_wins(
         for layer in model.modules()
         if isinstance(layer, (*_POOLINGS, nn.Conv2d, TiledConv2d))
     ]
-    # Labels are of no use here.
-    nothing = torch.zeros(len(images), dtype=torch.int64)
     device = next(model.parameters()).device
     try:
         with evaluating(model), torch.inference_mode():
-            for ids, x, _ in batches(images, nothing, batch_size, device):
+            for ids, x in pixel_batches(images, batch_size, device):
                 with draws(model, images=ids, seed=seed, stream="test"):
                     model(x)
                 alone = [name for layer, name in layers.items() if layer not in followed]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rapa_cli.analysis.evaluation import batches
+from rapa_cli.analysis.evaluation import batches, check_images, check_labels, pixel_batches
 from rapa_cli.analysis.reduction import reduce
 from rapa_cli.attacks.fgsm import perturb
 from rapa_cli.attacks.judging import judge, voting_draws
@@ -92,8 +92,8 @@ def attack(
 
     Args:
         model: takes (B, C, H, W) in [0, 1].
-        images: uint8 (N, C, H, W); their ids are their places in the split.
-        labels: int64 (N,).
+        images: (N, C, H, W), uint8 or floats in [0, 1]; their ids are their places in the split.
+        labels: whole numbers (N,).
         levels: the strengths; a number is an eps on the [0, 1] scale.
         method: a name that `method_named` knows.
         threat: what the attacker knows of the draws, as `parse_threat` reads it.
@@ -107,8 +107,10 @@ def attack(
         A point for each level.
 
     Raises:
-        ConfigError: no such method or threat, or too few draws to judge it.
+        ConfigError: no such method or threat, or too few draws to judge it; images or labels are something else.
     """
+    check_images(images)
+    check_labels(labels, len(images))
     threats = [one.threat for one in attacks_of([method], [threat])]
     settings = Settings(
         networks=(Origin(path="", sha256=""),),
@@ -254,6 +256,7 @@ class Evaluation:
         part = f"networks/{number}"
         for ids, x, y in self._left(part, target.device):
             found = {"clean": torch.stack(target.scored(x, ids, range(self._settings.draws)), 1).to(torch.int16)}
+            check_labels(y, len(y), target.classes)
             if self._settings.judge_draws:
                 judged, vote = target.judged(x, y, ids)
                 found |= {"judged": judged, "vote": vote}
@@ -367,7 +370,13 @@ class _Perturbed:
 
 
 class _Target:
-    """A network that is attacked."""
+    """A network that is attacked.
+
+    Attributes:
+        classes: its outputs, once it has scored; None until then.
+    """
+
+    classes: int | None = None
 
     def __init__(self, network: nn.Module, settings: Settings, images: Images) -> None:
         self.oracle = Oracle(network, settings.seed)
@@ -385,7 +394,7 @@ class _Target:
             several = self._settings.draws + self._settings.judge_draws > 1
             if not several or not len(self._images):
                 return False
-            _, x, _ = next(iter(batches(self._images[:8], torch.zeros(8), 8, self.device)))
+            _, x = next(pixel_batches(self._images[:8], 8, self.device))
             # Of images that are black, say, all draws of a network may answer the same.
             pixels = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
             x, ids = torch.cat([x, pixels]), torch.arange(2 * len(x), device=self.device)
@@ -405,7 +414,9 @@ class _Target:
     def scored(self, x: Tensor, ids: Tensor, draws: Sequence[int]) -> list[Tensor]:
         """Classes int64 (B,) in each of these scoring draws."""
         wanted = draws[:1] if self.deterministic else draws
-        found = [self.oracle.logits(x, ids, scoring_draw(draw)).argmax(1) for draw in wanted]
+        logits = [self.oracle.logits(x, ids, scoring_draw(draw)) for draw in wanted]
+        self.classes = logits[0].shape[1]
+        found = [each.argmax(1) for each in logits]
         return found if len(found) == len(draws) else found * len(draws)
 
     def judged(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from rapa_cli.philox import Purpose, uniform, words
 
 
 def pixels(images: Tensor, device: torch.device) -> Tensor:
-    """Moves uint8 images (B, C, H, W) to the device, as float32 in [0, 1], channels last in memory."""
-    return images.to(device).to(torch.float32, memory_format=torch.channels_last).div_(255)
+    """Moves images (B, C, H, W), bytes or floats in [0, 1], to the device, as float32 in [0, 1], channels last."""
+    moved = images.to(device).to(torch.float32, memory_format=torch.channels_last)
+    return moved.div_(255) if images.dtype == torch.uint8 else moved
 
 
 def augment(images: Tensor, ids: Tensor, *, seed: int, epoch: int, mirror: bool, brightness: float) -> Tensor:

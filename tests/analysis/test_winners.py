@@ -155,7 +155,5 @@ def test_where_no_pooling_follows() -> None:
     with pytest.raises(ConfigError, match="no pooling layer follows '0'"):
         count_wins(network, images)
     assert not any(module._forward_hooks for module in network.modules())
-    with pytest.raises(ValueError, match=r"images: got 0 of torch\.uint8"):
+    with pytest.raises(ValueError, match=r"^images: got none$"):
         count_wins(network, images[:0])
-    with pytest.raises(ValueError, match=r"images: got 30 of torch\.float32"):
-        count_wins(network, images / 255)
