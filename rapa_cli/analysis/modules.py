@@ -11,6 +11,7 @@ from rapa_cli.analysis.analog_time import Layer, LayerCost, costs, layers_of
 from rapa_cli.errors import ConfigError
 from rapa_cli.layers.network import Network
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.tiling.schemes import SCHEMES
 from rapa_cli.tiling.tracing import trace
 
 
@@ -74,5 +75,12 @@ def layers_of_network(network: Network) -> Found:
 def network_costs(network: Network) -> list[LayerCost]:
     """Costs of the convolutions of one of our networks, on its own tiles; layers that are not tiled have one."""
     layers = layers_of_network(network).convolutions
-    tiles = [getattr(network.get_submodule(layer.name), "tiles", 1) for layer in layers]
-    return costs(layers, tiles, network.definition.scheme)
+    found: list[LayerCost] = []
+    for layer in layers:
+        module = network.get_submodule(layer.name)
+        if isinstance(module, TiledConv2d):
+            # Tiles of a scheme of one's own count as of equal size.
+            found += costs([layer], [module.tiles], module.scheme if module.scheme in SCHEMES else "random")
+        else:
+            found += costs([layer], [1], "none")
+    return found

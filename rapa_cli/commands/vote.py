@@ -288,6 +288,4 @@ def _random(network: object) -> bool:
     from rapa_cli.tiling.conv import TiledConv2d
 
     assert isinstance(network, nn.Module)
-    return any(
-        isinstance(layer, TiledConv2d) and layer.scheme == "random" and layer.tiles > 1 for layer in network.modules()
-    )
+    return any(isinstance(layer, TiledConv2d) and layer.random_in_test for layer in network.modules())

@@ -108,7 +108,7 @@ def assignment_inputs(model: nn.Module, shape: tuple[int, int, int]) -> tuple[As
     return tuple(
         Assignment(f"assignment_{name}", name, layer.tiles, size)
         for name, layer, size in _tiled(model, shape)
-        if layer.scheme == "random" and layer.tiles > 1
+        if layer.random_in_test
     )
 
 
@@ -170,11 +170,13 @@ class _WithAssignments(nn.Module):
         drawn = {each.layer for each in inputs}
         ordinary: dict[nn.Module, nn.Module] = {}
         for name, layer, size in layers:
-            if len(layer.weight) == 1:
-                ordinary[layer] = reduce(layer, "first")
-                continue
             if name not in drawn:
-                self.register_buffer(_constant(name), layer.assign(1, size).contiguous())
+                constant = layer.assign(1, size)
+                if not bool(constant.any()):
+                    # One kernel matrix computes all patches.
+                    ordinary[layer] = reduce(layer, "first")
+                    continue
+                self.register_buffer(_constant(name), constant.contiguous())
             layer.register_forward_pre_hook(self._giving(name, drawn=name in drawn), with_kwargs=True)
         self.network = replaced(network, ordinary).requires_grad_(False)
         for parameter in self.network.parameters():

@@ -22,13 +22,13 @@ def assignments(named: Named) -> Section:
     """Which tile computes which pixel, for each tiling."""
     by_tiling: dict[str, Run] = {}
     for _, run in named:
-        if any(isinstance(layer, TiledConv2d) and layer.tiles > 1 for layer in run.network.modules()):
+        if _tiled(run):
             by_tiling.setdefault(run.tiling, run)
     pictures: list[Block] = []
     for tiling, run in by_tiling.items():
         panels = _panels(run)
         sizes = "; ".join(f"{panel.title}: {panel.tile.shape[0]} x {panel.tile.shape[1]} pixels" for panel in panels)
-        says = _SCHEMES[run.definition.scheme]
+        says = " ".join(dict.fromkeys(_says(layer) for layer in _tiled(run)))
         pictures.append(Picture(layer_figures.assignments(panels), tiling, f"{says} {sizes}.", caption=says))
     if not pictures:
         return Section("Assignment", ["One kernel matrix computes all patches of each layer."])
@@ -46,23 +46,32 @@ _SCHEMES = {
 }
 
 
+def _tiled(run: Run) -> list[TiledConv2d]:
+    return [layer for layer in run.network.modules() if isinstance(layer, TiledConv2d) and layer.tiles > 1]
+
+
+def _says(layer: TiledConv2d) -> str:
+    own = "Each image and draw may have its own" if layer.random_in_test else "All images have the same"
+    return _SCHEMES.get(layer.scheme, f"Scheme '{layer.scheme}', of the network's own code. {own} assignment.")
+
+
 def _panels(run: Run) -> list[layer_figures.Assigned]:
     """Assignments of the tiled layers for an image, and where images differ those of the first layer for another."""
-    scheme = run.definition.scheme
     panels: list[layer_figures.Assigned] = []
     images = torch.arange(2)
-    stream = "train" if scheme == "perforated" else "test"
     for shape in layers_of_network(run.network).convolutions:
         layer = run.network.get_submodule(shape.name)
         if not isinstance(layer, TiledConv2d) or layer.tiles == 1:
             continue
         # A perforated layer leaves out pixels in training only.
-        layer.train(scheme == "perforated")
+        perforated = layer.scheme == "perforated"
+        stream = "train" if perforated else "test"
+        layer.train(perforated)
         with draws(run.network, images=images, seed=run.manifest.seed, draw=0, stream=stream):
             both = layer.assign(images, (shape.height, shape.width)).view(2, shape.height, shape.width)
         layer.eval()
-        tiles = 1 if scheme == "perforated" else layer.tiles
-        what = f"1 of {layer.tiles}" if scheme == "perforated" else f"{layer.tiles} tiles"
+        tiles = 1 if perforated else layer.tiles
+        what = f"1 of {layer.tiles}" if perforated else f"{layer.tiles} tiles"
         panels.append(layer_figures.Assigned(f"{shape.name}, {what}", both[0], tiles))
         if len(panels) == 1 and not torch.equal(both[0], both[1]):
             panels.append(layer_figures.Assigned(f"{shape.name}, next image", both[1], tiles))

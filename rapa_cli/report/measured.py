@@ -233,7 +233,7 @@ def cost(network: nn.Module, images: int, settings: Settings, *, attacked: bool 
 def draws_differ(network: nn.Module) -> bool:
     """Whether a network makes random choices in test: fresh assignments, or arrays with noise."""
     return any(
-        (isinstance(layer, TiledConv2d) and layer.scheme == "random" and layer.tiles > 1)
+        (isinstance(layer, TiledConv2d) and layer.random_in_test)
         or (isinstance(layer, ArrayLayer) and layer.arrays is not None)
         for layer in network.modules()
     )

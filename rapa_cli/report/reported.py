@@ -13,6 +13,7 @@ from rapa_cli.errors import commas
 from rapa_cli.files import digest
 from rapa_cli.layers.network import Network
 from rapa_cli.report.measured import AttackCurve, AttackPoint, Errors, Measured
+from rapa_cli.tiling.conv import TiledConv2d
 
 NONE = "-"
 NOT_MEASURED = "Not measured: leave out --no-measure where the data is, or name recorded attacks by --attacks."
@@ -69,8 +70,12 @@ class Run:
     @property
     def tiling(self) -> str:
         """Scheme and tiles."""
-        tiles = "" if self.definition.scheme == "none" else f" ({commas(self.definition.tiles or ())})"
-        return f"{self.definition.scheme}{tiles}"
+        if self.definition.scheme != "none":
+            return f"{self.definition.scheme} ({commas(self.definition.tiles or ())})"
+        # A network written in Python may have tiles of its own.
+        own = [layer for layer in self.network.modules() if isinstance(layer, TiledConv2d) and layer.tiles > 1]
+        names = ", ".join(dict.fromkeys(layer.scheme for layer in own))
+        return f"{names} ({commas(layer.tiles for layer in own)})" if own else "none"
 
 
 def read(folder: Path, *, best: bool = False, code: Sequence[Path] = ()) -> Run:

@@ -114,6 +114,11 @@ class TiledConv2d(ArrayLayer):
         )
 
     @property
+    def random_in_test(self) -> bool:
+        """Whether images, or draws of one image, may have other assignments in test."""
+        return self.tiles > 1 and self._scheme.random_in_test
+
+    @property
     def fan_in(self) -> int:
         """The paper's k, weights of a filter."""
         return self.in_channels * self.kernel_size[0] * self.kernel_size[1]

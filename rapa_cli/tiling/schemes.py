@@ -33,10 +33,13 @@ class Scheme(ABC):
     Attributes:
         name: as on the command line.
         square: whether the number of tiles must be a square.
+        random_in_test: whether images, or draws of one image, may have other assignments in test. One that says no
+            gives every image the same row in evaluation mode.
     """
 
     name: ClassVar[str]
     square: ClassVar[bool] = False
+    random_in_test: ClassVar[bool] = True
 
     def matrices(self, tiles: int) -> int:
         """How many kernel matrices a layer of `tiles` tiles has."""
@@ -75,6 +78,7 @@ class Untiled(Scheme):
     """One array computes all patches."""
 
     name = "none"
+    random_in_test = False
 
     def check(self, tiles: int) -> None:
         """Raises ValueError unless there is one tile."""
@@ -91,6 +95,7 @@ class ImageOverlap(Scheme):
     """s = floor(q x / w) + q floor(q y / h): each tile has a region of the image, patches may reach over its border."""
 
     name = "image-overlap"
+    random_in_test = False
     square = True
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
@@ -112,6 +117,7 @@ class Alternate(Scheme):
     """s = (x mod q) + q (y mod q): neighbours go to different tiles."""
 
     name = "alternate"
+    random_in_test = False
     square = True
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
@@ -136,6 +142,7 @@ class RandomFixed(Scheme):
     """One balanced random partition for all images, a function of the layer's seed, its index and n_p."""
 
     name = "random-fixed"
+    random_in_test = False
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """The one partition; no draw changes it."""
@@ -149,6 +156,7 @@ class Perforated(Scheme):
     """One kernel matrix; in training a fresh random n_p / tiles of each image's patches is computed, in test all."""
 
     name = "perforated"
+    random_in_test = False
 
     def matrices(self, tiles: int) -> int:
         """One, whatever the perforation."""

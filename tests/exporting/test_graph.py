@@ -10,6 +10,10 @@ import rapa_cli
 from rapa_cli.analog import presets
 from rapa_cli.errors import ConfigError
 from rapa_cli.exporting.graph import assignments, graph_of
+from rapa_cli.keyed import KeyedLayer
+from rapa_cli.philox import Purpose
+from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.tiling.schemes import Scheme
 from tests.exporting.networks import SHAPE, branches, pixels
 from tests.tolerances import assert_near
 from tests.training import tiny
@@ -52,6 +56,54 @@ def test_assignments_that_never_change_are_constants(scheme: str) -> None:
     assert_near(graph.program.module()(images), drawn(model, images, torch.arange(3)))
     operators = [node for node in graph.program.graph.nodes if node.target is torch.ops.rapa.tiled_conv2d.default]
     assert len(operators) == (2 if scheme in FIXED else 0), "one matrix is an ordinary convolution"
+
+
+class Shifted(Scheme):
+    """Every image begins with another tile."""
+
+    name = "shifted"
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        shift = layer.draw_for(images, layer.seed.device).words(Purpose.ASSIGNMENT, count=1)
+        return (torch.arange(size[0] * size[1]) + shift) % tiles
+
+
+class Striped(Scheme):
+    """Every other pixel, on one tile or on the other, the same for all images; the rest is zero."""
+
+    name = "striped"
+    random_in_test = False
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        row = torch.arange(size[0] * size[1])
+        count = images if isinstance(images, int) else len(images)
+        return torch.where(row % 2 == 0, row // 2 % tiles, -1).expand(count, -1)
+
+
+class Every2nd(Striped):
+    """Likewise with one kernel matrix."""
+
+    def matrices(self, tiles: int) -> int:
+        return 1
+
+    def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
+        return super().assign(layer, 1, images, size)
+
+
+@pytest.mark.parametrize(("scheme", "inputs"), [(Shifted(), 1), (Striped(), 0), (Every2nd(), 0)], ids=str)
+@pytest.mark.parametrize("apart", [False, True])
+def test_schemes_of_ones_own_say_whether_they_draw(scheme: Scheme, inputs: int, apart: bool) -> None:
+    """Also while all tiles are alike, where any assignment would pass a check."""
+    model = rapa_cli.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), tiles=4, scheme=scheme)
+    layer = model.get_submodule("0")
+    assert isinstance(layer, TiledConv2d)
+    if apart:
+        layer.reset_parameters(torch.Generator().manual_seed(1))
+    graph = graph_of(model, SHAPE)
+    assert len(graph.assignments) == inputs
+    images, ids = pixels(3), torch.arange(3)
+    given = assignments(model, SHAPE, images=ids, draw=2)
+    assert_near(graph.program.module()(images, *given.values()), drawn(model, images, ids, draw=2))
 
 
 def test_the_network_stays_as_it_was() -> None:
