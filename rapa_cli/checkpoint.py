@@ -22,7 +22,7 @@ from rapa_cli import config, tensors
 from rapa_cli.errors import FileError, RapaError
 from rapa_cli.files import atomic, system_error
 from rapa_cli.layers import modules
-from rapa_cli.layers.network import Network, build, fewest_numbers
+from rapa_cli.layers.network import Network, build, fewest_numbers, resolve
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.runs import find_checkpoint
 
@@ -158,9 +158,10 @@ def restore(checkpoint: Checkpoint, path: Path, code: Sequence[Path] = ()) -> Ne
     if module is not None and module.file is not None:
         # What is wrong with the file is not wrong with the checkpoint.
         modules.written_in(module, code)
-    wanted = description.network, description.shape, len(description.classes)
+    shape, classes = description.shape, len(description.classes)
     try:
-        # Told before it is built, which may take more memory than there is.
+        # Told before it is built, which may take more memory and time than anybody has.
+        wanted = resolve(description.network, shape, classes=classes, code=code), shape, classes
         fewest, held = fewest_numbers(*wanted, code), sum(tensor.numel() for tensor in checkpoint.state.values())
         if fewest > held:
             raise ValueError(f"it has {fewest} weights at least, and the file {held}")

@@ -25,8 +25,9 @@ from rapa_cli.layers.pooling import pooled_size, pooling
 from rapa_cli.philox import Purpose, check_seed, generator
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import convert
+from rapa_cli.tiling.conversion import convert, tileable
 from rapa_cli.tiling.schemes import balanced_tiles, scheme_named
+from rapa_cli.tiling.tracing import Traced
 
 # Of networks whose patches are wanted alone.
 ANY_CLASSES = 10
@@ -194,13 +195,14 @@ def resolve(
     arrays_of(definition.arrays)
     patches = patches_per_layer(definition, shape, classes, code)
     if definition.tiles is None:
-        definition = definition.model_copy(update={"tiles": balanced_tiles(patches, definition.scheme)})
+        definition = definition.model_copy(update={"tiles": _balanced(definition, patches, shape, classes, code)})
     assert definition.tiles is not None
     if len(definition.tiles) != len(patches):
+        fitting = commas(_balanced(definition, patches, shape, classes, code))
         raise ConfigError(
             f"tiles: got {len(definition.tiles)} numbers ({commas(definition.tiles)}), "
             f"but network '{definition.name}' has {len(patches)} convolutions",
-            hint=f"give one number for each, as in --tiles {commas(count // min(patches) for count in patches)}",
+            hint=f"give one number for each, as in --tiles {fitting}",
         )
     for number, (count, available) in enumerate(zip(definition.tiles, patches, strict=True), 1):
         try:
@@ -270,7 +272,7 @@ def fewest_numbers(
     """How many weights and constants a network has at least, told without building it, or its tiles.
 
     Args:
-        definition: resolved, or with one tile for each convolution.
+        definition: resolved; where it names no tiles each convolution has one.
         shape: (C, H, W) of an image.
         classes: number of classes.
         code: Python files whose code may be run, for networks that are written in them.
@@ -284,9 +286,9 @@ def fewest_numbers(
     tiles = iter(definition.tiles or ())
     if definition.module is not None:
         found = modules.traced(definition.module, shape, classes, tuple(code))
-        # Those of its tiles are most of them, and decide how large it is.
+        count += found.weights
         for number, one in zip(tiles, (one for one in found.layers if one.out[-2] * one.out[-1] > 1), strict=False):
-            count += matrices(number) * sum(parameter.numel() for parameter in one.layer.parameters())
+            count += (matrices(number) - 1) * sum(parameter.numel() for parameter in one.layer.parameters())
         return count
     for layer in definition.layers:
         if isinstance(layer, config.Conv):
@@ -318,9 +320,26 @@ def convolutions_of(
     module: config.Module, shape: tuple[int, int, int], classes: int, code: Sequence[Path]
 ) -> dict[str, int]:
     """n_p of the convolutions that have tiles, by their names and in the order in which they compute."""
+    return {one.name: one.out[-2] * one.out[-1] for one in _with_tiles(module, shape, classes, code)}
+
+
+def _with_tiles(module: config.Module, shape: tuple[int, int, int], classes: int, code: Sequence[Path]) -> list[Traced]:
     found = modules.traced(module, shape, classes, tuple(code))
-    patches = {one.name: one.out[-2] * one.out[-1] for one in found.layers}
-    return {name: count for name, count in patches.items() if count > 1}
+    return [one for one in found.layers if one.out[-2] * one.out[-1] > 1]
+
+
+def _balanced(
+    definition: config.Network,
+    patches: Sequence[int],
+    shape: tuple[int, int, int],
+    classes: int,
+    code: Sequence[Path],
+) -> tuple[int, ...]:
+    """Balanced tiles; one for layers of a network written in Python that can have no more."""
+    can = None
+    if definition.module is not None:
+        can = [tileable(one, definition.scheme) for one in _with_tiles(definition.module, shape, classes, code)]
+    return balanced_tiles(patches, definition.scheme, can)
 
 
 def _around(

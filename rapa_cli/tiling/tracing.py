@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,13 @@ class Traced:
         name: as the network names it.
         layer: itself.
         out: shape of what it gave for one image, without the batch.
+        tied: whether another layer of the network holds a parameter of it too.
     """
 
     name: str
     layer: nn.Module
     out: tuple[int, ...]
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,19 @@ class Trace:
     Attributes:
         layers: those that were looked for, in the order in which they computed.
         out: shape of what the network gave, without the batch; None where that is no tensor.
+        weights: numbers in the parameters of the network, those of other layers too.
     """
 
     layers: list[Traced]
     out: tuple[int, ...] | None
+    weights: int
+
+
+def tied_layers(network: nn.Module) -> set[nn.Module]:
+    """The layers of a network of which another one holds a parameter too."""
+    layers = list(network.modules())
+    holders = Counter(id(parameter) for layer in layers for parameter in layer.parameters(recurse=False))
+    return {layer for layer in layers if any(holders[id(one)] > 1 for one in layer.parameters(recurse=False))}
 
 
 def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.Module], ...]) -> Trace:
@@ -52,6 +64,7 @@ def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.
         ConfigError: the network cannot take such an image, or a layer of these kinds computes twice for it.
     """
     found: dict[str, Traced] = {}
+    tied = tied_layers(network)
 
     def note(name: str, layer: nn.Module, out: Tensor) -> None:
         if name in found:
@@ -59,7 +72,7 @@ def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.
                 f"layer '{name}' computes more than once for an image, which is not planned for",
                 hint="plan a network in which each layer computes once",
             )
-        found[name] = Traced(name, layer, tuple(out.shape[1:]))
+        found[name] = Traced(name, layer, tuple(out.shape[1:]), layer in tied)
 
     def hook(name: str) -> Any:
         return lambda layer, _, out: note(name, layer, out)
@@ -68,9 +81,9 @@ def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.
         layer.register_forward_hook(hook(name)) for name, layer in network.named_modules() if isinstance(layer, kinds)
     ]
     before = {layer: layer.training for layer in network.modules()}
-    weights = next(network.parameters(), torch.zeros(()))
-    image = torch.zeros(1, *shape, device=weights.device, dtype=weights.dtype)
-    ids = torch.zeros(1, dtype=torch.int64, device=weights.device)
+    first = next(network.parameters(), torch.zeros(()))
+    image = torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
+    ids = torch.zeros(1, dtype=torch.int64, device=first.device)
     try:
         # Inside `draws` no layer counts its calls.
         with torch.no_grad(), draws(network, images=ids):
@@ -88,4 +101,5 @@ def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.
             handle.remove()
         for layer, training in before.items():
             layer.training = training
-    return Trace(list(found.values()), tuple(out.shape[1:]) if isinstance(out, Tensor) else None)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return Trace(list(found.values()), tuple(out.shape[1:]) if isinstance(out, Tensor) else None, weights)

@@ -33,7 +33,7 @@ from rapa_cli.data import sources, store, svhn
 from rapa_cli.data.images import silent
 from rapa_cli.errors import FileError, RapaError
 from rapa_cli.experiments.jobs import Ended, Folder, Job
-from rapa_cli.layers.network import resolve
+from rapa_cli.layers.network import build, resolve
 from tests.data import files
 from tests.fuzz import containers, damage, programs, text
 from tests.training import tiny
@@ -41,6 +41,7 @@ from tests.training import tiny
 Files = dict[str, bytes]
 """Contents by their paths below the folder of a case; what begins with `->` is a link to a place."""
 
+_LAST = "last.safetensors"
 JOB = Job(("vote", "runs/tiny", "-n", "3"), "tiny")
 _ARCHIVE = "cifar-10-python.tar.gz"
 _ROW = dict(zip(runs.METRICS, (1, 0.1, 2.0, 50.0, 1.25, 100 / 3), strict=True))
@@ -158,15 +159,32 @@ def _checkpoints() -> tuple[Files, ...]:
         state = network.state_dict()
 
         def write(folder: Path, description: Any = description, state: Any = state, momentum: Any = momentum) -> None:
-            checkpoint.save(folder / "last.safetensors", description, state, momentum)
+            checkpoint.save(folder / _LAST, description, state, momentum)
 
         found.append(_written(write))
-    return tuple(found)
+    return (*found, _of_torchvision())
+
+
+@cache
+def _of_torchvision() -> Files:
+    """A checkpoint around a network that is written in Python, the smallest that torchvision has."""
+    module, shape = config.Module(name="squeezenet1_1"), (3, 32, 32)
+    definition = resolve(config.Network(name="squeezenet1_1", layers=(), module=module, scheme="random"), shape)
+    network = build(definition, shape, len(tiny.CLASSES))
+    description = checkpoint.Description(network=definition, shape=shape, classes=tiny.CLASSES, data="tiny")
+    return _written(lambda folder: checkpoint.save(folder / _LAST, description, network.state_dict(), {}))
 
 
 def _large(rng: Random, document: Any) -> None:
     """A description that asks for a network larger than the file, the memory or anybody's patience."""
     network = document["network"]
+    if network["module"] or rng.randrange(5) == 0:
+        name = rng.choice(
+            ("regnet_y_128gf", "vit_h_14", "vgg19", "densenet201", "swin_v2_b", "quantized_resnet50", "x")
+        )
+        network.update(layers=[], pool="max", module={"name": name}, tiles=rng.choice((None, network["tiles"])))
+        document["shape"] = [3, *rng.choice(((32, 32), (224, 224), (1024, 1024)))]
+        return
     layers = network["layers"]
     places = [layer for layer in layers if layer["kind"] == "conv"]
     way = rng.randrange(9)
@@ -214,19 +232,19 @@ def _large(rng: Random, document: Any) -> None:
 def _checkpoint_lie(rng: Random, undamaged: Files) -> Files:
     (content,) = undamaged.values()
     if rng.randrange(3):
-        return {"last.safetensors": containers.tensor_lie(rng, content)}
-    return {"last.safetensors": containers.described(content, lambda document: _large(rng, document))}
+        return {_LAST: containers.tensor_lie(rng, content)}
+    return {_LAST: containers.described(content, lambda document: _large(rng, document))}
 
 
 def _read_checkpoint(folder: Path) -> Any:
-    path = folder / "last.safetensors"
+    path = folder / _LAST
     found = checkpoint.read(path)
     checkpoint.restore(found, path)
     return found
 
 
 def _check_checkpoint(folder: Path, found: Any) -> None:
-    path = folder / "last.safetensors"
+    path = folder / _LAST
     assert len(found.state) + len(found.optimizer) == len(containers.opened(path.read_bytes())[0]) - 1
     optimizer = {checkpoint.OPTIMIZER + name: tensor for name, tensor in found.optimizer.items()}
     _same_tensors(path, {**found.state, **optimizer})
@@ -682,7 +700,7 @@ def _get(path: Path) -> tuple[str, ...]:
 KINDS: tuple[Kind, ...] = (
     Kind(
         "checkpoints", _checkpoints, _checkpoint_lie, _read_checkpoint, _check_checkpoint,
-        lambda folder: ("inspect", str(folder / "last.safetensors")),
+        lambda folder: ("inspect", str(folder / _LAST)),
     ),
     Kind(
         "networks", lambda: _shared("networks"), _toml_lie, _read_network, _check_network,

@@ -376,6 +376,30 @@ def test_a_checkpoint_that_is_too_small_for_its_network_is_refused(file: Path, t
     assert fewest_numbers(resolve(defined(file), SHAPE, code=[file]), SHAPE, CLASSES, [file]) <= held
 
 
+@pytest.mark.parametrize("tiles", [None, "those of the definition"])
+@pytest.mark.parametrize("name", ["vit_h_14", "regnet_y_128gf"])
+def test_a_checkpoint_that_names_a_network_larger_than_itself_is_refused_before_that_is_built(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tiles: str | None
+) -> None:
+    network, size = made(file), (3, 224, 224)
+    network.definition = config.Network(name="x", layers=(), module=config.Module(name=name), scheme="random")
+    if tiles is not None:
+        network.definition = resolve(network.definition, size, scheme="none")
+    description = Description(network=network.definition, shape=size, classes=("a", "b", "c"), data="mine")
+    checkpoint.save(tmp_path / "kept.safetensors", description, network.state_dict(), {})
+    monkeypatch.setattr(checkpoint, "build", lambda *_arguments, **_options: pytest.fail("it was built"))
+    with pytest.raises(FileError, match=r"its network cannot be built: it has \d{9,} weights at least, and the file"):
+        checkpoint.load(tmp_path / "kept.safetensors")
+
+
+@pytest.mark.parametrize("changes", [{"scheme": "perforated"}, {"arrays": "ReRamES"}, {"arrays": "PCM"}])
+def test_no_network_has_fewer_weights_than_it_is_said_to_have(changes: dict[str, str]) -> None:
+    definition = config.Network(name="x", layers=(), module=config.Module(name="squeezenet1_1"), **changes)  # type: ignore[arg-type]
+    definition = resolve(definition, (3, 64, 64))
+    held = sum(value.numel() for value in build(definition, (3, 64, 64), CLASSES).state_dict().values())
+    assert held / 20 < fewest_numbers(definition, (3, 64, 64), CLASSES) <= held
+
+
 def test_a_checkpoint_may_name_what_torchvision_does_not_have(file: Path, tmp_path: Path) -> None:
     network = made(file)
     network.definition = network.definition.model_copy(update={"module": config.Module(name="resnet19")})
