@@ -394,7 +394,7 @@ def test_a_checkpoint_that_names_a_network_larger_than_itself_is_refused_before_
 
 @pytest.mark.parametrize("changes", [{"scheme": "perforated"}, {"arrays": "ReRamES"}, {"arrays": "PCM"}])
 def test_no_network_has_fewer_weights_than_it_is_said_to_have(changes: dict[str, str]) -> None:
-    definition = config.Network(name="x", layers=(), module=config.Module(name="squeezenet1_1"), **changes)  # type: ignore[arg-type]
+    definition = config.Network(name="x", layers=(), module=config.Module(name="squeezenet1_1"), **changes)
     definition = resolve(definition, (3, 64, 64))
     held = sum(value.numel() for value in build(definition, (3, 64, 64), CLASSES).state_dict().values())
     assert held / 20 < fewest_numbers(definition, (3, 64, 64), CLASSES) <= held
