@@ -34,6 +34,8 @@ class Layer:
         c_out: output channels.
         groups: each has a kernel matrix of its own, from c_in / groups to c_out / groups channels.
         bias: whether there is a bias, a further line of each array.
+        whole: why `convert` and `rapa train` leave it on one tile, as "has 2 groups"; None where they need not.
+        padding_mode: of the convolution; regions of `image-pad` have zeros alone around them.
     """
 
     name: str
@@ -44,6 +46,14 @@ class Layer:
     c_out: int
     groups: int = 1
     bias: bool = True
+    whole: str | None = None
+    padding_mode: str = "zeros"
+
+    def obstacle(self, scheme: str) -> str | None:
+        """Why it has one tile whatever is wished; None where it can have several."""
+        if self.whole is None and scheme == "image-pad" and self.padding_mode != "zeros":
+            return f"has padding_mode='{self.padding_mode}'"
+        return self.whole
 
     @property
     def n_p(self) -> int:
@@ -73,6 +83,7 @@ class LayerCost(Shown):
         matrices: kernel matrices of the layer, each of them of all groups.
         groups: of the convolution.
         bias: whether there is a bias.
+        whole: why it can have no further tiles; None where it can.
     """
 
     shown: ClassVar = ("name", "n_p", "k", "c_out", "macs", "tiles", "array_cycles")
@@ -88,6 +99,7 @@ class LayerCost(Shown):
     matrices: int
     groups: int = 1
     bias: bool = True
+    whole: str | None = None
 
     @property
     def weights(self) -> int:
@@ -136,6 +148,12 @@ def costs(layers: Sequence[Layer], tiles: Sequence[int], scheme: str = "random")
         except ValueError as error:
             fits = "leave --tiles out to get tiles that fit, or choose another --scheme"
             raise ConfigError(f"{layer.name}: {error}", hint=fits) from None
+        whole = layer.obstacle(scheme)
+        if whole is not None and count > 1:
+            raise ConfigError(
+                f"tiles: {layer.name} {whole}, and cannot be put on {count} tiles",
+                hint="give it one tile, or leave --tiles out to get tiles that fit",
+            )
         if count > layer.n_p:
             raise ConfigError(
                 f"tiles: {layer.name} got {count} tiles, but its output has only {layer.n_p} patches",
@@ -156,6 +174,7 @@ def costs(layers: Sequence[Layer], tiles: Sequence[int], scheme: str = "random")
                 matrices=rule.matrices(count),
                 groups=layer.groups,
                 bias=layer.bias,
+                whole=whole,
             )
         )
     return found
@@ -180,8 +199,12 @@ def largest_tile(layer: Layer, tiles: int, scheme: str = "random") -> int:
 
 
 def balanced(layers: Sequence[Layer], scheme: str = "random") -> tuple[int, ...]:
-    """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer; the square below it for square schemes."""
-    return balanced_tiles([layer.n_p for layer in layers], scheme)
+    """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer; the square below it for square schemes.
+
+    Layers that can have no more have one tile.
+    """
+    can = [layer.obstacle(scheme) is None for layer in layers]
+    return balanced_tiles([layer.n_p for layer in layers], scheme, can)
 
 
 def widened(layers: Sequence[Layer], channels: int = 1, kernel: int | None = None) -> list[Layer]:

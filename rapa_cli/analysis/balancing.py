@@ -17,7 +17,12 @@ from rapa_cli.tiling.schemes import scheme_named
 
 
 def fewest_tiles(layer: Layer, cycles: int, scheme: str = "random") -> int:
-    """The fewest tiles none of which has more than `cycles` patches; `cycles` is at least 1."""
+    """The fewest tiles none of which has more than `cycles` patches, or one where a layer can have no more.
+
+    `cycles` is at least 1.
+    """
+    if layer.obstacle(scheme) is not None:
+        return 1
     if not scheme_named(scheme).square:
         return -(-layer.n_p // cycles)
     q = math.isqrt(-(-layer.n_p // cycles) - 1) + 1
@@ -37,11 +42,19 @@ def for_acceleration(layers: Sequence[Layer], wanted: float | Fraction, scheme: 
     Raises:
         ConfigError: no tiling reaches it.
     """
-    most = max(layer.n_p for layer in layers)
-    if not math.isfinite(wanted) or not 1 <= wanted <= most:
+    if scheme == "none":
         raise ConfigError(
-            f"an acceleration of {float(wanted):g} is not possible; with an array for each patch it is {most}",
-            hint=f"ask for 1 to {most}",
+            "scheme 'none' has one array for each layer, so that nothing makes it faster",
+            hint="leave --scheme out, or choose random",
+        )
+    most, fewest = max(layer.n_p for layer in layers), _fewest_cycles(layers, scheme)
+    if not math.isfinite(wanted) or not 1 <= wanted <= Fraction(most, fewest):
+        slowest = next((layer for layer in layers if layer.n_p == fewest and layer.obstacle(scheme)), None)
+        why = f"with an array for each patch it is {most}"
+        if slowest is not None and fewest > 1:
+            why = f"{slowest.name} {slowest.obstacle(scheme)} and keeps one tile, with which it is {most / fewest:g}"
+        raise ConfigError(
+            f"an acceleration of {float(wanted):g} is not possible; {why}", hint=f"ask for 1 to {most / fewest:g}"
         )
     # A float is an exact fraction, so that what is reached is never a little less than what was asked for.
     return _within(layers, math.floor(most / Fraction(wanted)), scheme)
@@ -77,11 +90,16 @@ def for_arrays(
             f"{budget} arrays are too few: one tile for each of the {len(layers)} convolutions needs {needed(high)}",
             hint=f"allow at least {needed(high)} arrays",
         )
-    low = 1
+    low = _fewest_cycles(layers, scheme)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
     return _within(layers, low, scheme)
+
+
+def _fewest_cycles(layers: Sequence[Layer], scheme: str) -> int:
+    """Below this many operations no tiling comes: those of the layers that have one tile."""
+    return max((layer.n_p for layer in layers if layer.obstacle(scheme) is not None), default=1)
 
 
 def _within(layers: Sequence[Layer], cycles: int, scheme: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from rapa_cli.analysis.analog_time import Layer, LayerCost, costs, layers_of
 from rapa_cli.errors import ConfigError
 from rapa_cli.layers.network import Network
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.tiling.conversion import obstacle
 from rapa_cli.tiling.schemes import SCHEMES
 from rapa_cli.tiling.tracing import trace
 
@@ -51,12 +52,18 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
         bias = getattr(layer, "bias", None) is not None
         if isinstance(layer, nn.Linear):
             patches = math.prod(traced.out) // layer.out_features
-            found = Layer(traced.name, patches, 1, (1, 1), layer.in_features, layer.out_features, 1, bias)
+            sizes = layer.in_features, layer.out_features
+            found = Layer(
+                traced.name, patches, 1, (1, 1), *sizes, 1, bias, "is a linear layer" if patches > 1 else None
+            )
         else:
             assert isinstance(layer, (nn.Conv2d, TiledConv2d))
             kernel = (layer.kernel_size[0], layer.kernel_size[1])
             channels, groups = (layer.in_channels, layer.out_channels), getattr(layer, "groups", 1)
-            found = Layer(traced.name, traced.out[-2], traced.out[-1], kernel, *channels, groups, bias)
+            whole = obstacle(layer, SCHEMES["random"], tied=traced.tied) if isinstance(layer, nn.Conv2d) else None
+            size = traced.out[-2], traced.out[-1]
+            mode = layer.padding_mode
+            found = Layer(traced.name, *size, kernel, *channels, groups, bias, whole, mode)
         (convolutions if found.n_p > 1 else linear).append(found)
     if not convolutions:
         raise ConfigError("the network has no convolution", hint="plan a convolutional network")

@@ -230,6 +230,7 @@ def _document(subject: Subject, found: Plan, untiled: Plan) -> dict[str, Any]:
                 "weights": layer.weights,
                 "utilisation": found.utilisation(layer),
                 "time_us": layer.array_cycles * found.hardware.integration_ns * 1e-3,
+                "one_tile_because": layer.whole,
             }
             for layer in found.layers
         ],
@@ -298,6 +299,13 @@ def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan
         f"device {figures.device_fj:g} fJ\n"
         "              sources of the defaults: --json, docs/plan.md"
     )
+    whole = [layer for layer in found.layers if layer.whole is not None]
+    if whole and found.scheme != "none":
+        such = ", such as" if len(whole) > 1 else ":"
+        console.show(
+            f"note          {len(whole)} {_plural('layer', len(whole))} can have one tile only, in training too{such}\n"
+            f"              {whole[0].name}, which {whole[0].whole}"
+        )
     if found.scheme == "perforated":
         console.show("note          operations of training; in test one array computes all patches of a layer")
     if subject.elsewhere >= _NOTED:

@@ -260,6 +260,7 @@ def _run(training: Training, again: str, *, tensorboard: bool, json: bool) -> No
     """Trains, and tells how it goes and what came of it; `again` is the command that goes on with the run."""
     from rapa_cli import runs
     from rapa_cli.commands.live import View
+    from rapa_cli.tiling.conversion import kept_whole
     from rapa_cli.training.board import Board
     from rapa_cli.training.parallel import PeerLost
     from rapa_cli.training.stopping import StopRequest
@@ -273,6 +274,12 @@ def _run(training: Training, again: str, *, tensorboard: bool, json: bool) -> No
     )
     if training.network.anew:
         console.note(f"new weights for other classes: {', '.join(training.network.anew)}")
+    if definition.module is not None and definition.scheme != "none":
+        whole = kept_whole(training.network, definition.scheme)
+        first = next(iter(whole), "")
+        if whole:
+            more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
+            console.note(f"with one tile only: '{first}', which {whole[first]}{more}")
     _note_arrays(training)
     together = f" by {team.size} processes" if team.size > 1 else ""
     console.note(f"{plan.epochs} epochs, batch {plan.batch_size}{together}, rate {plan.lr:g}, seed {manifest.seed}")

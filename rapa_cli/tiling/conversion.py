@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -21,9 +22,10 @@ from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import Scheme, balanced_tiles, scheme_named
-from rapa_cli.tiling.tracing import trace
+from rapa_cli.tiling.tracing import Traced, tied_layers, trace
 
 Tiles = int | Sequence[int] | Mapping[str, int] | Literal["auto"]
+_TIED = "has weights that another layer holds too"
 _Layer = TypeVar("_Layer", bound=ArrayLayer)
 
 
@@ -37,10 +39,12 @@ def convert(
 ) -> nn.Module:
     """Copies a network with its `nn.Conv2d` layers replaced by `TiledConv2d`, or puts all of its layers on arrays.
 
-    Every tile starts from the weights of the layer, so that the network computes as before. Strides, dilations and all
-    modes of padding are taken over. A convolution with groups stays as it is where it has one tile, and cannot have
-    more; so does one that is more than its weights: of a class with a product of its own, with hooks, or with weights
-    made from others, as by weight normalisation.
+    Every tile starts from the weights of the layer, so that the network computes as before. Two schemes do not: in
+    `image-pad` patches do not reach beyond the region of their tile, and in training `perforated` leaves patches out.
+    Strides, dilations and all modes of padding are taken over. A convolution with groups stays as it is where it has
+    one tile, as balanced ones have it, and cannot have more; so does one that is more than its weights: of a class with
+    a product of its own, with hooks, with weights made from others, as by weight normalisation, or with weights that
+    another layer holds too.
 
     On arrays `nn.Linear` layers become `AnalogLinear`, and a `TiledConv2d` on ideal arrays keeps its tiles and its
     scheme. Weights are written as `set_weights` does it: arrays that learn by pulses hold them within the bounds of
@@ -52,20 +56,21 @@ def convert(
         module: the network; it is left as it is.
         tiles: tiles of every convolution; or a number for each `nn.Conv2d` in the order of `module.modules()`; or
             numbers by the names of layers, of which the others have one tile; or "auto": balanced ones for images of
-            `shape`, n_p divided by the smallest n_p above 1, as `balanced` has it. Without a shape that is one tile
-            where layers go onto arrays, and an error elsewhere.
+            `shape`, as `balanced` has them: n_p divided by the smallest n_p above 1, and one where a layer can have no
+            more. Without a shape that is one tile where layers go onto arrays, and an error elsewhere.
         scheme: the tiling scheme: its name, or one of your own.
         shape: (C, H, W) of an image, for balanced tiles.
         arrays: what the arrays are made of, as `analog.presets` have them; None leaves them ideal, and linear layers
             as they are.
 
     Returns:
-        A network that computes the same as `module` until its tiles are trained apart; on arrays, what the arrays make
-        of it.
+        A network that computes the same as `module` until its tiles are trained apart, but for the two schemes above;
+        on arrays, what the arrays make of it.
 
     Raises:
-        ValueError: numbers of tiles that do not match, a convolution that cannot be tiled, a linear layer without
-            weights yet, images that the network cannot take, or something else than arrays.
+        ConfigError: for balanced tiles, the network cannot take such images, or a layer computes twice for one.
+        ValueError: numbers of tiles that do not match, or are for no layer, a convolution that cannot be tiled, a
+            linear layer that cannot go onto arrays, or something else than arrays.
     """
     refuse_uncalled(arrays)
     scheme = scheme_named(scheme)
@@ -75,11 +80,12 @@ def convert(
     for name, layer in module.named_modules(remove_duplicate=False):
         names.setdefault(layer, name)
     convolutions = {name: layer for layer, name in names.items() if isinstance(layer, nn.Conv2d)}
+    tied = tied_layers(module)
     count_of = _counts(module, tuple(convolutions), tiles, scheme, shape, arrays)
     made: dict[nn.Module, nn.Module] = {}
     for layer, name in names.items():
         if isinstance(layer, nn.Conv2d):
-            whole = _obstacle(layer, scheme)
+            whole = obstacle(layer, scheme, tied=layer in tied)
             if whole is None:
                 made[layer] = _tiled(layer, count_of[name], scheme, arrays)
             elif count_of[name] != 1 or arrays is not None:
@@ -90,6 +96,8 @@ def convert(
         elif arrays is not None and isinstance(layer, nn.LazyLinear):
             raise ValueError(f"module: linear layer '{name}' has no weights yet; give the network a batch first")
         elif arrays is not None and type(layer) is nn.Linear:
+            if layer in tied:
+                raise ValueError(f"module: linear layer '{name}' {_TIED}, and cannot be put on arrays")
             made[layer] = _linear(layer, arrays)
     module = replaced(module, made)
     number_layers(module)
@@ -125,14 +133,30 @@ def balanced(module: nn.Module, shape: tuple[int, int, int], scheme: str | Schem
 
     Returns:
         Tiles of each `nn.Conv2d` that computes more than one patch, by its name and in the order in which they
-        compute: n_p divided by the smallest n_p of these.
+        compute: n_p divided by the smallest n_p of these; one where it can have no more, see `convert`.
 
     Raises:
         ConfigError: the network cannot take such images, or a convolution computes twice for one.
     """
-    patches = {layer.name: layer.out[-2] * layer.out[-1] for layer in trace(module, shape, (nn.Conv2d,)).layers}
-    patches = {name: count for name, count in patches.items() if count > 1}
-    return dict(zip(patches, balanced_tiles(list(patches.values()), scheme), strict=True)) if patches else {}
+    found = [one for one in trace(module, shape, (nn.Conv2d,)).layers if one.out[-2] * one.out[-1] > 1]
+    if not found:
+        return {}
+    patches, can = [one.out[-2] * one.out[-1] for one in found], [tileable(one, scheme) for one in found]
+    return dict(zip((one.name for one in found), balanced_tiles(patches, scheme, can), strict=True))
+
+
+def tileable(traced: Traced, scheme: str | Scheme) -> bool:
+    """Whether a traced convolution can have several tiles."""
+    assert isinstance(traced.layer, nn.Conv2d)
+    return obstacle(traced.layer, scheme_named(scheme), tied=traced.tied) is None
+
+
+def kept_whole(module: nn.Module, scheme: str | Scheme) -> dict[str, str]:
+    """Why each convolution of a network that can have no tiles cannot, by its name."""
+    tied, scheme = tied_layers(module), scheme_named(scheme)
+    convolutions = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)}
+    found = {name: obstacle(layer, scheme, tied=layer in tied) for name, layer in convolutions.items()}
+    return {name: whole for name, whole in found.items() if whole is not None}
 
 
 def _counts(
@@ -144,7 +168,11 @@ def _counts(
     arrays: AnyArrays | None,
 ) -> dict[str, int]:
     """The tiles of each convolution, by its name."""
+    if not isinstance(tiles, int | str | Mapping | Sequence):
+        raise ValueError(f"tiles: got {tiles!r}, allowed are 'auto' and whole numbers")
     if isinstance(tiles, int):
+        if tiles != 1 and not names and any(isinstance(one, TiledConv2d | ScriptModule) for one in module.modules()):
+            raise ValueError(f"tiles: got {tiles}, but all convolutions are tiled or compiled already")
         return dict.fromkeys(names, tiles)
     if tiles == "auto":
         if shape is None and arrays is None and names and scheme.name != "none":
@@ -162,8 +190,14 @@ def _counts(
     return dict(zip(names, tiles, strict=True))
 
 
-def _obstacle(layer: nn.Conv2d, scheme: Scheme) -> str | None:
-    """Why a convolution cannot be tiled; None where it can."""
+def obstacle(layer: nn.Conv2d, scheme: Scheme, *, tied: bool = False) -> str | None:
+    """Why a convolution cannot be tiled; None where it can.
+
+    Args:
+        layer: the convolution.
+        scheme: the tiling scheme.
+        tied: whether another layer holds a parameter of it too.
+    """
     kind = type(layer)
     if layer.groups != 1:
         return f"has {layer.groups} groups"
@@ -175,6 +209,8 @@ def _obstacle(layer: nn.Conv2d, scheme: Scheme) -> str | None:
         return f"is a {kind.__name__} with a product of its own"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks"
+    if tied:
+        return _TIED
     if layer.padding_mode != "zeros" and scheme.name == "image-pad":
         return f"has padding_mode='{layer.padding_mode}', while scheme 'image-pad' has zeros around its regions"
     return None

@@ -190,17 +190,21 @@ def scheme_named(name: str | Scheme) -> Scheme:
     return SCHEMES[name]
 
 
-def balanced_tiles(patches: Sequence[int], scheme: str | Scheme) -> tuple[int, ...]:
+def balanced_tiles(
+    patches: Sequence[int], scheme: str | Scheme, tileable: Sequence[bool] | None = None
+) -> tuple[int, ...]:
     """The paper's tiling: floor(n_p / smallest n_p) tiles for each layer; the square below it for square schemes.
 
     Args:
         patches: n_p of each layer.
         scheme: it or its name; `none` has one tile everywhere.
+        tileable: of each layer, whether it can have several tiles; the others have one.
     """
     if scheme == "none":
         return (1,) * len(patches)
     smallest = min(patches)
-    tiles = tuple(count // smallest for count in patches)
+    can = (True,) * len(patches) if tileable is None else tileable
+    tiles = tuple(count // smallest if may else 1 for count, may in zip(patches, can, strict=True))
     return tuple(math.isqrt(count) ** 2 for count in tiles) if scheme_named(scheme).square else tiles
 
 

@@ -351,13 +351,13 @@ def test_layers_of_a_module_are_those_of_its_definition() -> None:
 
 def test_groups_have_matrices_of_their_own() -> None:
     network = nn.Sequential(nn.Conv2d(8, 16, 3, groups=4, bias=False), nn.Conv2d(16, 16, 3, padding=1, groups=16))
-    found = plan(layers_of_module(network, (8, 10, 12)).convolutions, tiles=(2, 1))
+    found = plan(layers_of_module(network, (8, 10, 12)).convolutions, tiles=(1, 1))
     grouped, depthwise = found.layers
-    assert (grouped.n_p, grouped.k, grouped.groups, grouped.matrices) == (80, 18, 4, 2)
+    assert (grouped.n_p, grouped.k, grouped.groups, grouped.matrices) == (80, 18, 4, 1)
     assert grouped.macs == 80 * 18 * 16
-    assert grouped.weights == 2 * sum(parameter.numel() for parameter in network[0].parameters())
+    assert grouped.weights == sum(parameter.numel() for parameter in network[0].parameters())
     assert (depthwise.k, depthwise.weights) == (9, 160)
-    assert found.arrays == 2 * 4 + 16
+    assert found.arrays == 4 + 16
 
 
 def test_linear_layers_of_many_pixels_are_convolutions() -> None:
@@ -426,3 +426,24 @@ def test_names() -> None:
     assert missing.value.hint == "did you mean 'alexnet'?"
     with pytest.raises(ConfigError, match="needs larger images than 32 x 32"):
         find("alexnet", size=32)
+
+
+def test_layers_of_one_tile_bound_every_tiling() -> None:
+    first, grouped, last = (
+        Layer("a", 8, 8, (3, 3), 3, 4),
+        Layer("b", 4, 4, (3, 3), 4, 4, 4),
+        Layer("c", 2, 2, (1, 1), 4, 4),
+    )
+    layers = [first, replace(grouped, whole="has 4 groups"), last]
+    assert balanced(layers) == (16, 1, 1)
+    assert balancing.for_acceleration(layers, 4) == (4, 1, 1)
+    assert balancing.for_arrays(layers, 100) == (4, 1, 1), "further tiles make nothing faster"
+    with pytest.raises(
+        ConfigError, match=r"^an acceleration of 5 is not possible; b has 4 groups and keeps one tile, .* 4$"
+    ):
+        balancing.for_acceleration(layers, 5)
+    with pytest.raises(ConfigError, match=r"^scheme 'none' has one array for each layer, so that nothing"):
+        balancing.for_acceleration(layers, 2, "none")
+    mirrored = replace(first, padding_mode="reflect")
+    assert balanced([mirrored, last], "image-pad") == (1, 1)
+    assert balanced([mirrored, last], "image-overlap") == (16, 1)

@@ -436,13 +436,18 @@ def test_normalisation_by_imagenet_is_for_colours() -> None:
         build(definition, (1, 28, 28), 10, statistics=statistics)
 
 
-def test_groups_are_refused_with_a_way_out() -> None:
+def test_groups_have_one_tile_or_are_refused_with_a_way_out() -> None:
     definition = config.load_network("torchvision:shufflenet_v2_x0_5")
+    found = resolve(definition, (3, 64, 64), scheme="random")
+    assert found.tiles is not None
+    balanced = tiles_of(build(found, (3, 64, 64), CLASSES))
+    assert balanced["body.conv1.0"] == found.tiles[0] == 256
+    assert "body.stage2.0.branch1.0" not in balanced, "of 24 groups"
     with pytest.raises(
         ConfigError, match=r"^module: convolution 'stage2\.0\.branch1\.0' has 24 groups, and cannot"
-    ) as found:
-        build(definition, (3, 64, 64), CLASSES)
-    assert found.value.hint == (
+    ) as refused:
+        build(found.model_copy(update={"tiles": (4,) * len(found.tiles)}), (3, 64, 64), CLASSES)
+    assert refused.value.hint == (
         "--scheme none leaves all convolutions as they are; --tiles with a 1 for it leaves this one so"
     )
     plain = build(definition.model_copy(update={"scheme": "none"}), (3, 64, 64), CLASSES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,14 @@ from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.presets import EcRam, Idealized
 from rapa_cli.analog.steps import ConstantStepDevice
 from rapa_cli.analysis.analog_time import balanced as of_plan
+from rapa_cli.analysis.analog_time import costs
 from rapa_cli.analysis.modules import layers_of_module
 from rapa_cli.keyed import draws, keyed_layers
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.pooling import StochasticPool2d
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import balanced, convert
+from rapa_cli.tiling.conversion import balanced, convert, kept_whole
 from rapa_cli.training.sgd import AnalogSGD
 from tests.tolerances import assert_near
 
@@ -340,16 +342,86 @@ def test_networks_of_torchvision_compute_the_same(name: str, side: int) -> None:
 def test_depthwise_convolutions_of_torchvision_stay_where_the_rest_is_tiled() -> None:
     network = models.get_model("mobilenet_v2", num_classes=5).eval()
     shape = (3, 32, 32)
+    whole = {name for name, layer in network.named_modules() if getattr(layer, "groups", 1) > 1}
+    tiles = balanced(network, shape)
+    assert {count for name, count in tiles.items() if name in whole} == {1}
+    assert tiles["features.0.0"] == 64
+    converted = convert(network, shape=shape)
+    kept = {name for name, layer in converted.named_modules() if type(layer) is nn.Conv2d}
+    assert kept == whole == set(kept_whole(network, "random"))
     with pytest.raises(
         ValueError, match=r"^module: convolution 'features\.1\.conv\.0\.0' has 32 groups, and cannot be"
     ):
-        convert(network, shape=shape)
-    whole = {name for name, layer in network.named_modules() if getattr(layer, "groups", 1) > 1}
-    tiles = {name: count for name, count in balanced(network, shape).items() if name not in whole}
-    converted = convert(network, tiles=tiles)
+        convert(network, tiles=tiles | {"features.1.conv.0.0": 64})
     x = torch.rand(2, *shape)
     with torch.no_grad():
         assert_near(converted(x), network(x))
+
+
+@pytest.mark.parametrize(("layer", "message"), WHOLE)
+def test_balanced_tiles_are_one_where_there_can_be_no_more(layer: Callable[[], nn.Module], message: str) -> None:
+    whole = layer()
+    assert isinstance(whole, nn.Conv2d)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), whole, nn.MaxPool2d(4), nn.Conv2d(whole.out_channels, 4, 1))
+    # 12 x 11 pixels, then 10 x 9, then 2 x 2; what has one tile is in the plan too, with its reason.
+    assert balanced(network, (3, 12, 11)) == {"0": 33, "1": 1, "3": 1}
+    found = layers_of_module(network, (3, 12, 11)).convolutions
+    assert of_plan(found) == (33, 1, 1)
+    assert [one.whole for one in found] == [None, message, None]
+    with pytest.raises(ValueError, match=f"^tiles: 1 {message}, and cannot be put on 2 tiles$"):
+        costs(found, (33, 2, 1))
+    x = torch.rand(2, 3, 12, 11)
+    assert_near(convert(network, shape=(3, 12, 11))(x), network(x))
+
+
+def _tied() -> nn.Sequential:
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=4))
+    network[1].weight = network[0].weight
+    return network
+
+
+def test_tied_weights_stay_tied_or_are_refused() -> None:
+    network, reason = _tied(), "has weights that another layer holds too"
+    with pytest.raises(ValueError, match=f"^module: convolution '0' {reason}, and cannot be put on 4 tiles$"):
+        convert(network, tiles=4)
+    with pytest.raises(ValueError, match=f"^module: convolution '0' {reason}, and cannot be put on arrays$"):
+        convert(network, tiles=1, arrays=EXACT)
+    for converted in (
+        convert(network, tiles=[1, 1, 4]),
+        convert(network, shape=(4, 16, 16)),
+        convert(network, tiles=1),
+    ):
+        first, second = converted.get_submodule("0"), converted.get_submodule("1")
+        assert first.weight is second.weight
+        assert isinstance(converted.get_submodule("2"), TiledConv2d)
+    assert balanced(network, (4, 16, 16)) == {"0": 1, "1": 1, "2": 1}
+    linear = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    linear[1].weight = linear[0].weight
+    with pytest.raises(ValueError, match=f"^module: linear layer '0' {reason}, and cannot be put on arrays$"):
+        convert(linear, arrays=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("module", "tiles", "message"),
+    [
+        (TiledConv2d(2, 3, 3, tiles=4), 9, r"^tiles: got 9, but all convolutions are tiled or compiled already$"),
+        (nn.Conv2d(2, 3, 3), 2.0, r"^tiles: got 2\.0, allowed are 'auto' and whole numbers$"),
+    ],
+)
+def test_tiles_for_nothing_are_refused(module: nn.Module, tiles: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(module, tiles=tiles)
+
+
+def test_two_schemes_compute_otherwise() -> None:
+    """As the docstring has it: regions of image-pad end in zeros, and perforated leaves patches out in training."""
+    layer, x = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False), torch.rand(2, 3, 12, 12)
+    for scheme in ("random", "random-fixed", "image-overlap", "alternate"):
+        assert_near(convert(layer, tiles=4, scheme=scheme).train()(x), layer(x))
+    padded, perforated = convert(layer, tiles=4, scheme="image-pad"), convert(layer, tiles=4, scheme="perforated")
+    assert float((padded(x) - layer(x)).abs().max()) > 0.01
+    assert float((perforated.train()(x) - layer(x)).abs().max()) > 0.01
+    assert_near(perforated.eval()(x), layer(x))
 
 
 @pytest.mark.parametrize(
