@@ -75,12 +75,17 @@ def prepare(folder: Path, launcher: Launcher, *, train: int = 60, test: int = 30
 
 def prepare_experiment(folder: Path, launcher: Launcher) -> None:
     """Makes the data set of `EXPERIMENT`, with images as large as those that its tilings are for."""
-    (folder / "large").mkdir()
-    for name, count in (("train", 50), ("test", 20)):
+    prepare_large(folder, launcher, "large", train=50, test=20)
+
+
+def prepare_large(folder: Path, launcher: Launcher, name: str, *, train: int, test: int) -> None:
+    """Makes a data set of images of 32 x 32 pixels."""
+    (folder / name).mkdir()
+    for split, count in (("train", train), ("test", test)):
         part = tiny.split(count, seed=count)
         images = part.images.repeat_interleave(4, 2).repeat_interleave(4, 3).permute(0, 2, 3, 1)
-        np.savez(folder / "large" / f"{name}.npz", images=images.numpy(), labels=part.labels.numpy())
-    done(launcher.run(["data", "get", "large", "--from", "large"]))
+        np.savez(folder / name / f"{split}.npz", images=images.numpy(), labels=part.labels.numpy())
+    done(launcher.run(["data", "get", name, "--from", name]))
 
 
 def done(ended: Ended) -> Ended:
@@ -89,11 +94,11 @@ def done(ended: Ended) -> Ended:
     return ended
 
 
-def words(name: str, epochs: int, *, seed: int = 3) -> list[str]:
+def words(name: str, epochs: int, *, seed: int = 3, data: str = "mini", batch: int = 7) -> list[str]:
     """The command line of a training."""
     settings = {**_CHANGES, "network.pool": "stochastic"}
     changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    asked = ["train", "--network", "tiny.toml", "--data", "mini", "--batch-size", "7", "--lr", "0.05"]
+    asked = ["train", "--network", "tiny.toml", "--data", data, "--batch-size", str(batch), "--lr", "0.05"]
     return [*asked, *SETTINGS[name], *changes, "--epochs", str(epochs), "--seed", str(seed)]
 
 

@@ -64,6 +64,7 @@ class Launcher:
         seconds: float | None = None,
         number: int = signal.SIGKILL,
         rename: int | None = None,
+        leak: str | None = None,
     ) -> Ended:
         """Runs a command line.
 
@@ -72,6 +73,7 @@ class Launcher:
             seconds: after which it gets a signal; None for never.
             number: of that signal.
             rename: the number of the renaming in place of which it is killed; None for none.
+            leak: a function of `tests.soak.leaks` that is called first; None for none.
         """
         asked = {
             "words": list(words),
@@ -81,6 +83,7 @@ class Launcher:
             "seconds": seconds,
             "number": int(number),
             "rename": rename,
+            "leak": leak,
         }
         assert self._server.stdin is not None
         assert self._server.stdout is not None

@@ -2,7 +2,7 @@
 
 A line of JSON on standard input is a command; a line on standard output says how it ended. A command whose `rename` is
 n is killed by SIGKILL in place of its n-th renaming, when a temporary file is whole and not yet in its place; one with
-`seconds` gets the signal `number` when that time is over.
+`seconds` gets the signal `number` when that time is over; one with `leak` keeps what that function of `leaks` says.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import rapa_cli.report.figures
 import rapa_cli.training.loop
 import rapa_cli.training.parallel  # noqa: F401 - imported once, for all of them
 from rapa_cli import app
+from tests.soak import leaks
 
 
 def main() -> None:
@@ -70,6 +71,8 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     torch.set_num_threads(1)
     if asked["rename"] is not None:
         _killed_in_place_of_renaming(asked["rename"])
+    if asked["leak"] is not None:
+        getattr(leaks, asked["leak"])()
     sys.argv = ["rapa", *asked["words"]]
     app.main()
 
