@@ -260,7 +260,6 @@ def _run(training: Training, again: str, *, tensorboard: bool, json: bool) -> No
     """Trains, and tells how it goes and what came of it; `again` is the command that goes on with the run."""
     from rapa_cli import runs
     from rapa_cli.commands.live import View
-    from rapa_cli.tiling.conversion import kept_whole
     from rapa_cli.training.board import Board
     from rapa_cli.training.parallel import PeerLost
     from rapa_cli.training.stopping import StopRequest
@@ -274,18 +273,16 @@ def _run(training: Training, again: str, *, tensorboard: bool, json: bool) -> No
     )
     if training.network.anew:
         console.note(f"new weights for other classes: {', '.join(training.network.anew)}")
-    if definition.module is not None and definition.scheme != "none":
-        whole = kept_whole(training.network, definition.scheme)
-        first = next(iter(whole), "")
-        if whole:
-            more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
-            console.note(f"with one tile only: '{first}', which {whole[first]}{more}")
+    _note_tiles(training)
     _note_arrays(training)
     together = f" by {team.size} processes" if team.size > 1 else ""
     console.note(f"{plan.epochs} epochs, batch {plan.batch_size}{together}, rate {plan.lr:g}, seed {manifest.seed}")
     console.note(f"run folder {folder}")
     if training.progress.epoch or training.progress.step:
         console.note(f"going on after epoch {training.progress.epoch}, step {training.progress.step}")
+    lost = training.progress.epoch - len(training.rows)
+    if lost:
+        console.note(f"metrics.jsonl says nothing of the first {lost} epochs")
     in_vain = False
     try:
         with StopRequest() as stop, contextlib.ExitStack() as stack:
@@ -337,6 +334,23 @@ def _one_voice() -> Iterator[None]:
         raise
 
 
+def _note_tiles(training: Training) -> None:
+    """Says which layers have one tile only, and where given weights do not compute what they did."""
+    from rapa_cli import runs
+    from rapa_cli.tiling.conversion import kept_whole
+
+    definition = training.manifest.network
+    if definition.module is None or definition.scheme == "none":
+        return
+    if runs.WEIGHTS in training.manifest.provenance and definition.scheme == "image-pad":
+        console.note("image-pad: regions end in zeros, so that these weights compute something else at first")
+    whole = kept_whole(training.network, definition.scheme)
+    if whole:
+        first, *others = whole
+        more = f" and {len(others)} more" if others else ""
+        console.note(f"with one tile only: '{first}', which {whole[first]}{more}")
+
+
 def _note_arrays(training: Training) -> None:
     from rapa_cli.analog.specification import IDEAL, label
 
@@ -374,10 +388,20 @@ def _trusted(network: str | None, code: list[Path] | None, *, resuming: bool) ->
 def _resumed(manifest: Manifest, epochs: int | None, processes: int) -> Manifest:
     """The run with the epochs asked for and a note that it was resumed beside the command that began it."""
     from rapa_cli.commands.session import command_line
+    from rapa_cli.kernels.compiled import kernels
+    from rapa_cli.runs import KERNELS
 
     before = manifest.provenance.get("resumed")
     together = f" by {processes} processes" if processes > 1 else ""
-    resumed = f"{_now()} {command_line()}{together}"
+    begun, now = manifest.provenance.get(KERNELS), kernels()
+    other = ""
+    if begun not in (None, now.name):
+        other = f" with {now.name} kernels"
+        console.note(
+            f"the run was begun with {begun} kernels and goes on with {now.name} ones ({now.reason}): "
+            "it will not be the same to the last bit"
+        )
+    resumed = f"{_now()} {command_line()}{together}{other}"
     provenance = {**manifest.provenance, "resumed": f"{before}; {resumed}" if before else resumed}
     recipe = manifest.recipe if epochs is None else manifest.recipe.model_copy(update={"epochs": epochs})
     return manifest.model_copy(update={"recipe": recipe, "provenance": provenance})
@@ -396,6 +420,8 @@ def _provenance(recipe: str, processes: int) -> dict[str, str]:
 
     from rapa_cli import __version__
     from rapa_cli.commands.session import command_line
+    from rapa_cli.kernels.compiled import kernels
+    from rapa_cli.runs import KERNELS
 
     return {
         "rapa": __version__,
@@ -403,6 +429,7 @@ def _provenance(recipe: str, processes: int) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
+        KERNELS: kernels().name,
         **({"processes": str(processes)} if processes > 1 else {}),
         "recipe": recipe,
         "command": command_line(),

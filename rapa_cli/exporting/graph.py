@@ -71,7 +71,7 @@ def graph_of(model: nn.Module, shape: tuple[int, int, int]) -> Graph:
         shape: (C, H, W) of an image.
 
     Raises:
-        ConfigError: its arrays are not ideal, or it cannot be traced.
+        ConfigError: its arrays are not ideal, it is not of single precision, or it cannot be traced.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, ArrayLayer) and layer.matrices is not None:
@@ -79,6 +79,11 @@ def graph_of(model: nn.Module, shape: tuple[int, int, int]) -> Graph:
                 f"layer '{name}' lies on arrays that are not ideal, and a graph has neither their noise nor converters",
                 hint="export the weights that the arrays show, by --reduced, or reduce the network first",
             )
+    other = next((one.dtype for one in model.parameters() if one.dtype != torch.float32), None)
+    if other is not None:
+        raise ConfigError(
+            f"the network computes in {other}, and what is exported in torch.float32", hint="export model.float()"
+        )
     inputs = assignment_inputs(model, shape)
     module = _WithAssignments(model, shape, inputs).eval()
     batch = Dim("batch", min=1)

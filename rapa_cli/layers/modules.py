@@ -130,12 +130,12 @@ def load_weights(path: Path) -> Mapping[str, Tensor]:
     """Reads the weights of a network from a safetensors file.
 
     Raises:
-        FileError: it is missing, damaged, or no such file.
+        FileError: it is missing, damaged, no such file, or holds numbers that are not finite.
     """
     if not path.is_file():
         raise FileError(f"there is no file of weights {path}", hint="nothing is downloaded; name a file of yours")
     try:
-        return tensors.read(path)[0]
+        weights = tensors.read(path)[0]
     except (OSError, ValueError) as error:
         # Quoted for Python and for the shell, since the name may be a stranger's too.
         names = [json.dumps(name, ensure_ascii=False) for name in (path.name, f"{path.stem}.safetensors")]
@@ -148,6 +148,13 @@ def load_weights(path: Path) -> Mapping[str, Tensor]:
             f"cannot read the weights {path}: it is no safetensors file ({reason})",
             hint=f"a state dictionary of torch becomes one by: python -c {shlex.quote(convert)}",
         ) from None
+    for name, values in weights.items():
+        if not bool(values.isfinite().all()):
+            raise FileError(
+                f"the weights {path} cannot be used: '{name}' holds numbers that are not finite",
+                hint="did the training diverge that they come from?",
+            )
+    return weights
 
 
 def take(network: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:

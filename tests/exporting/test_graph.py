@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -138,6 +140,15 @@ class Moody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x)
         return y if float(y.sum()) > 0 else -y
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_other_precisions_are_refused(to: str, tmp_path: Path) -> None:
+    model = rapa_cli.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).double(), tiles=4)
+    with pytest.raises(ConfigError, match=r"^the network computes in torch\.float64, and what is exp") as caught:
+        rapa_cli.export(model, tmp_path / "x", to=to, shape=SHAPE)
+    assert caught.value.hint == "export model.float()"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_traced() -> None:

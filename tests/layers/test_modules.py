@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import shlex
 import sys
@@ -458,3 +459,16 @@ def test_groups_have_one_tile_or_are_refused_with_a_way_out() -> None:
     some = (4, *(1,) * (len(ones) - 1))
     tiled = build(definition.model_copy(update={"tiles": some}), (3, 64, 64), CLASSES)
     assert tiles_of(tiled)["body.conv1.0"] == 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    state = {"a.weight": torch.ones(3, 2), "b.count": torch.ones(1, dtype=torch.int64), "c.bias": torch.zeros(2)}
+    save_file(state, tmp_path / "good.safetensors")
+    assert list(load_weights(tmp_path / "good.safetensors")) == sorted(state)
+    state["a.weight"][1, 1] = value
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(
+        FileError, match=r"bad\.safetensors cannot be used: 'a\.weight' holds numbers that are not finite$"
+    ):
+        load_weights(tmp_path / "bad.safetensors")
