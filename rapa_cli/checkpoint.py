@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file that describes its own network.
 
 The tensors are the network's state, and for resuming the optimizer's under names that begin with `optimizer/`. The
-metadata key `rapa` holds one JSON document, a `Description`.
+metadata key `rapa` holds one JSON document: a `Description`, and as `sha256` a digest of that and of all tensors, by
+which a file that has rotted is found out. Files of earlier versions have none, and are read without it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -27,7 +28,7 @@ from rapa_cli.philox import MAX_SEED
 from rapa_cli.runs import find_checkpoint
 
 OPTIMIZER = "optimizer/"
-_KEY = "rapa"
+_KEY, _DIGEST = "rapa", "sha256"
 
 
 class Progress(config.Frozen):
@@ -99,10 +100,11 @@ def save(path: Path, description: Description, state: Mapping[str, Tensor], opti
             # Weights that a network uses in two places; a file holds them twice.
             plain[name] = plain[name].clone()
         places.add(plain[name].data_ptr())
-    document = json.dumps(description.model_dump(mode="json"))
-    with atomic(path, tensors.size(plain, {_KEY: document})) as temporary:
+    document = description.model_dump(mode="json")
+    metadata = {_KEY: json.dumps({**document, _DIGEST: _digest(document, plain)})}
+    with atomic(path, tensors.size(plain, metadata)) as temporary:
         try:
-            save_file(plain, temporary, {_KEY: document})
+            save_file(plain, temporary, metadata)
         except SafetensorError as error:
             raise system_error(error) from error
 
@@ -123,7 +125,7 @@ def read(path: Path) -> Checkpoint:
         raise _damaged(path, str(error)) from None
     own = {name: tensor for name, tensor in found.items() if not name.startswith(OPTIMIZER)}
     rest = {name.removeprefix(OPTIMIZER): tensor for name, tensor in found.items() if name not in own}
-    return Checkpoint(_description(path, metadata), own, rest)
+    return Checkpoint(_description(path, metadata, found), own, rest)
 
 
 def load(path: str | Path, *, code: Sequence[str | Path] = ()) -> Network:
@@ -150,7 +152,8 @@ def restore(checkpoint: Checkpoint, path: Path, code: Sequence[Path] = ()) -> Ne
         code: Python files whose code may be run.
 
     Raises:
-        FileError: its tensors do not fit the network it describes; or `code` is not the file that it was made with.
+        FileError: its tensors are not finite, or do not fit the network it describes; or `code` is not the file that
+            it was made with.
         ConfigError: its network is written in a Python file, which was not handed over, or fails.
     """
     description = checkpoint.description
@@ -180,6 +183,8 @@ def restore(checkpoint: Checkpoint, path: Path, code: Sequence[Path] = ()) -> Ne
                 path,
                 f"tensor '{name}' is {found.dtype} {tuple(found.shape)}, not {tensor.dtype} {tuple(tensor.shape)}",
             )
+        if not is_finite({name: found}):
+            raise _damaged(path, f"tensor '{name}' has values that are not finite")
     extra = sorted(set(checkpoint.state) - set(expected))
     if extra:
         raise _damaged(path, f"tensor '{extra[0]}' does not belong to its network")
@@ -187,18 +192,24 @@ def restore(checkpoint: Checkpoint, path: Path, code: Sequence[Path] = ()) -> Ne
     return network
 
 
-def _description(path: Path, metadata: Mapping[str, str]) -> Description:
+def _description(path: Path, metadata: Mapping[str, str], held: Mapping[str, Tensor]) -> Description:
     document = metadata.get(_KEY)
     if document is None:
         raise _damaged(path, "it is no checkpoint of this program (no description in it)")
     try:
         found = config.read_json(document)
         if not _is_data_set(found):
+            if isinstance(found, dict) and _DIGEST in found and found.pop(_DIGEST) != _digest(found, held):
+                raise ValueError("its weights or its description are not those that were written")
             return config.validate(Description, found, "its description")
     except (RapaError, ValueError) as error:
         raise _damaged(path, str(error)) from None
     hint = f"name a checkpoint or a run folder; its images are used by --data {path.absolute().parent.name}"
     raise FileError(f"{path} is a data set, not a checkpoint", hint=hint)
+
+
+def _digest(document: Mapping[str, Any], held: Mapping[str, Tensor]) -> str:
+    return tensors.digest(held, json.dumps(document, sort_keys=True))
 
 
 def _is_data_set(document: object) -> bool:

@@ -67,10 +67,13 @@ def refused(path: Path) -> FileError:
 
 
 def rewritten(path: Path, change: Callable[[Head], object]) -> Path:
-    """The checkpoint with another header."""
+    """The checkpoint with another header, and without a digest, as files of earlier versions are."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     head = json.loads(content[8 : 8 + length])
+    document = json.loads(head["__metadata__"]["rapa"])
+    document.pop("sha256", None)
+    head["__metadata__"]["rapa"] = json.dumps(document)
     change(head)
     text = json.dumps(head).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
@@ -104,6 +107,37 @@ def test_the_size_that_is_told_is_that_of_the_file(path: Path, network: Network)
     found = checkpoint.read(path)
     held = {**found.state, **{checkpoint.OPTIMIZER + name: value for name, value in found.optimizer.items()}}
     assert abs(tensors.size(held, metadata) - path.stat().st_size) < 16 * len(held) + 8
+
+
+@pytest.mark.parametrize("what", ["weights", "momentum", "name", "seed", "digest"])
+def test_a_flipped_bit_is_found(path: Path, what: str) -> None:
+    content = bytearray(path.read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    head = json.loads(content[8 : 8 + length])
+    place = {
+        # The last byte of a number holds its sign and most of its exponent.
+        "weights": 8 + length + head["conv1.weight"]["data_offsets"][0] + 3,
+        "momentum": 8 + length + head["optimizer/conv1.bias"]["data_offsets"][1] - 1,
+        "name": content.index(b"conv1.bias"),
+        "seed": content.index(b"seed") + len(b'seed\\": '),
+        "digest": content.index(json.loads(head["__metadata__"]["rapa"])["sha256"].encode()),
+    }[what]
+    content[place] ^= 1
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_a_file_of_an_earlier_version_has_no_digest(path: Path, network: Network) -> None:
+    after = checkpoint.read(rewritten(path, lambda head: None))
+    assert after.description == described(network)
+    assert all(torch.equal(after.state[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(path: Path, network: Network, value: float) -> None:
+    network.get_parameter("conv2.weight").data[0, 0, 0, 0, 0] = value
+    checkpoint.save(path, described(network), network.state_dict(), {})
+    assert "tensor 'conv2.weight' has values that are not finite" in refused(path).message
 
 
 def test_tensors_are_written_whatever_their_strides(tmp_path: Path, network: Network) -> None:

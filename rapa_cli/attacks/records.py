@@ -211,7 +211,7 @@ class Records:
             "done": self._done,
             # From the records' own folder, so that both may be moved together.
             "begun_in": Path(os.path.relpath(self.begun_in, self.folder)).as_posix(),
-            "sha256": _digest(self.tensors),
+            "sha256": tensors.digest(self.tensors),
         }
         metadata = {_KEY: json.dumps(document, sort_keys=True)}
         _write(self.folder / FILE, dict(sorted(self.tensors.items())), metadata)
@@ -258,7 +258,7 @@ def read(folder: Path) -> Records:
         held, metadata = tensors.read(path)
         document = config.validate(_Document, config.read_json(metadata.get(_KEY, "")), "its description")
         _check_tensors(document, held)
-        if _digest(held) != document.sha256:
+        if tensors.digest(held) != document.sha256:
             raise ValueError("its tensors are not those that were written")
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="begin again in another folder with --out") from None
@@ -332,15 +332,6 @@ def _check_tensors(document: _Document, held: Mapping[str, Tensor]) -> None:
                 or any(size not in sizes.get(axis, {size}) for size, axis in zip(tensor.shape, axes, strict=True))
             ):
                 raise ValueError(f"tensor '{prefix}{name}' is {tensor.dtype} {tuple(tensor.shape)}")
-
-
-def _digest(values: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names, types and shapes."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(values.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 
 def _write(path: Path, values: dict[str, Tensor], metadata: dict[str, str]) -> None:

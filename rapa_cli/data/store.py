@@ -30,6 +30,7 @@ FORMAT = 1
 MAX_CLASSES = 65_536
 _CHUNK_BYTES = 8 * 2**20
 _METADATA_KEY = "rapa"
+_CONSTANTS = ("mean", "std", "mean_image")
 
 
 def exists(folder: Path) -> bool:
@@ -55,17 +56,17 @@ def write(folder: Path, name: str, classes: tuple[str, ...], train: Split, test:
         FileError: the images or labels are not what a data set needs, or the files cannot be written.
     """
     check(name, classes, train, test)
-    mean, std, mean_image = constants(train.images)
+    arrays = {"images": train.images, "labels": train.labels}
+    arrays |= dict(zip(_CONSTANTS, constants(train.images), strict=True))
     document = {
         "format": FORMAT,
         "name": name,
         "classes": list(classes),
-        "provenance": {"source": source, "sha256": fingerprints(train, test)},
+        "provenance": {"source": source, "sha256": fingerprints(train, test) | _of_constants(arrays)},
     }
     with _asking_for_data_dir():
         make_folder(folder)
         _save(folder / "test.safetensors", {"images": test.images, "labels": test.labels}, document | {"split": "test"})
-        arrays = {"images": train.images, "labels": train.labels, "mean": mean, "std": std, "mean_image": mean_image}
         _save(folder / "train.safetensors", arrays, document | {"split": "train"})
     return read(folder)
 
@@ -91,8 +92,11 @@ def read(folder: Path) -> DataSet:
         raise FileError(f"{folder}: training and test images differ in shape", hint=hint)
     _check_constants(folder / "train.safetensors", train, hint)
     splits = Split(train["images"], train["labels"]), Split(test["images"], test["labels"])
-    for name, found in fingerprints(*splits).items():
-        if document["provenance"]["sha256"].get(name) != found:
+    written, constant = document["provenance"]["sha256"], _of_constants(train)
+    # Data sets of earlier versions name none of the constants.
+    present = {name: found for name, found in constant.items() if name in written}
+    for name, found in (fingerprints(*splits) | present).items():
+        if written.get(name) != found:
             split, _, array = name.partition(".")
             raise FileError(f"{folder / split}.safetensors is damaged: {array} are not those written", hint=hint)
     return DataSet(
@@ -156,6 +160,10 @@ def fingerprints(train: Split, test: Split) -> dict[str, str]:
         for split, part in (("train", train), ("test", test))
         for name, array in (("images", part.images), ("labels", part.labels))
     }
+
+
+def _of_constants(arrays: dict[str, Tensor]) -> dict[str, str]:
+    return {f"train.{name}": _sha256(arrays[name]) for name in _CONSTANTS}
 
 
 def _save(path: Path, arrays: dict[str, Tensor], document: dict[str, Any]) -> None:

@@ -137,6 +137,9 @@ def test_a_truncated_file_is_found_out(tmp_path: Path, train: Split, test: Split
         ({"mean": torch.full((3,), float("nan"))}, "mean has values outside"),
         ({"std": torch.zeros(3)}, "std has values outside"),
         ({"std": torch.ones(3, dtype=torch.float64)}, "std is"),
+        ({"mean": torch.full((3,), 0.5)}, "mean are not those written"),
+        ({"std": torch.full((3,), 0.5)}, "std are not those written"),
+        ({"mean_image": torch.full((3, 6, 5), 0.5)}, "mean_image are not those written"),
         ({"labels": torch.full((23,), 4)}, "from 4 to 4"),
         ({"images": torch.zeros(23, 3, 6, 5)}, "not uint8"),
         ({"images": torch.zeros(23, 3, 6, 4, dtype=torch.uint8)}, "differ in shape"),
@@ -150,6 +153,16 @@ def test_damaged_arrays_are_found_out(
     _rewrite(folder / "train.safetensors", change)
     with pytest.raises(FileError, match=message):
         store.read(folder)
+
+
+def test_a_data_set_of_an_earlier_version_has_no_digests_of_its_constants(
+    tmp_path: Path, train: Split, test: Split
+) -> None:
+    data = _write(tmp_path / "mine", train, test)
+    earlier = {"provenance": {"source": data.source, "sha256": store.fingerprints(train, test)}}
+    for split in ("train", "test"):
+        _rewrite(tmp_path / "mine" / f"{split}.safetensors", {}, earlier)
+    assert torch.equal(store.read(tmp_path / "mine").mean_image, store.constants(train.images)[2])
 
 
 @pytest.mark.parametrize(
