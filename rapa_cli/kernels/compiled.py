@@ -6,6 +6,7 @@ folders are shared between machines.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -40,6 +41,11 @@ class Kernels:
     reason: str
     threaded: bool = False
 
+    @property
+    def name(self) -> str:
+        """Of what computes: "compiled" or "torch"; their results differ in the last bits."""
+        return "compiled" if self.library is not None else "torch"
+
 
 @functools.cache
 def kernels() -> Kernels:
@@ -73,14 +79,17 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
     key = _digest(b"\0".join([*content, " ".join(flags).encode(), version, _processor()]))
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not _trusted(folder):
-        raise OSError(f"the cache folder {folder} is not the user's own, or others may write to it")
+    # Who may write to the folder above could put another in its place.
+    for place in (folder.parent, folder):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _trusted(place):
+            raise OSError(f"the cache folder {place} is not the user's own, or others may write to it")
     # The name ends with a digest of the content: what is cut off or another's is not loaded, but built anew.
     for path in folder.glob(f"{key}-*.so"):
-        if _trusted(path) and path.stem == f"{key}-{_digest(path.read_bytes())}":
-            return path
-        path.unlink(missing_ok=True)
+        # Whatever else stands there, such as a folder, is no library.
+        with contextlib.suppress(OSError):
+            if _trusted(path) and path.stem == f"{key}-{_digest(path.read_bytes())}":
+                return path
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         library = Path(scratch) / "kernels.so"
         objects = [str(Path(scratch) / f"{source.stem}.o") for source in _SOURCES]
@@ -94,7 +103,9 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
                 raise OSError(result.stderr.strip() or f"exit code {result.returncode}")
         library.chmod(0o700)
         path = folder / f"{key}-{_digest(library.read_bytes())}.so"
-        # Two processes that build at once each move a whole library into place.
+        if path.is_dir():
+            raise OSError(f"a folder stands at {path}")
+        # Two processes that build at once each move a whole library into place, over what was there.
         library.replace(path)
     return path
 
@@ -104,7 +115,8 @@ def _digest(content: bytes) -> str:
 
 
 def _trusted(path: Path) -> bool:
-    status = path.stat()
+    # A link is not: everybody may write to it, as the system has it.
+    status = path.lstat()
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 

@@ -62,9 +62,55 @@ def test_a_library_that_is_not_what_was_built_is_built_anew(cache: Path, damage:
     assert rebuilt.read_bytes() == whole
 
 
-def test_a_folder_that_others_may_write_to_is_not_used(cache: Path) -> None:
-    cache.mkdir(parents=True)
-    cache.chmod(0o777)
+def test_a_link_that_leads_nowhere_is_replaced(cache: Path) -> None:
+    _again()
+    (library,) = cache.iterdir()
+    library.unlink()
+    library.symlink_to(cache / "nothing")
+    assert _again().library is not None
+    assert not library.is_symlink()
+
+
+def test_a_folder_in_the_place_of_the_library_is_told(cache: Path) -> None:
+    _again()
+    (library,) = cache.iterdir()
+    library.unlink()
+    library.mkdir()
+    kernels = _again()
+    assert kernels.library is None
+    assert kernels.reason.endswith(f"a folder stands at {library}")
+
+
+def test_a_library_that_another_process_takes_away_is_built_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _again()
+    (library,) = cache.iterdir()
+    trusted = compiled._trusted
+
+    def taken(path: Path) -> bool:
+        if path == library:
+            path.unlink()
+        return trusted(path)
+
+    monkeypatch.setattr(compiled, "_trusted", taken)
+    assert _again().library is not None
+    assert list(cache.iterdir()) == [library]
+
+
+@pytest.mark.slow  # two processes that build
+def test_two_processes_beside_a_library_that_is_cut_off(cache: Path) -> None:
+    _again()
+    (library,) = cache.iterdir()
+    whole = library.read_bytes()
+    library.unlink()
+    library.write_bytes(whole[:1000])
+    test_two_processes_at_once()
+    assert library.read_bytes() == whole
+
+
+@pytest.mark.parametrize("above", [False, True], ids=["itself", "the one above"])
+def test_a_folder_that_others_may_write_to_is_not_used(cache: Path, above: bool) -> None:
+    cache.mkdir(parents=True, mode=0o700)
+    (cache.parent if above else cache).chmod(0o777)
     kernels = _again()
     assert kernels.library is None
     assert "others may write to it" in kernels.reason
