@@ -36,6 +36,8 @@ MANIFEST = "run.json"
 METRICS = ("epoch", "rate", "train_loss", "train_error", "test_loss", "test_error")
 # What a run's provenance calls the file of the weights that it began with.
 WEIGHTS = "weights"
+# And what computed its convolutions on a CPU.
+KERNELS = "kernels"
 # Columns that only some runs have: the error of a vote, and S of each convolution with several tiles.
 VOTE_ERROR, SIMILARITY = "vote_error", "similarity_"
 
@@ -138,7 +140,7 @@ def write_rows(folder: Path, name: str, rows: list[dict[str, Any]], *, lines: bo
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; an empty list where there is none.
+    """The rows of metrics.jsonl, of one epoch after the other; an empty list where there is none.
 
     Raises:
         FileError: the file is damaged.
@@ -151,6 +153,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict) or not _is_metrics(row):
                 raise ValueError(f"line {number} is no row of metrics")
+            if row["epoch"] != rows[0]["epoch"] + number - 1:
+                raise ValueError(f"line {number} is of epoch {row['epoch']}, and line 1 of epoch {rows[0]['epoch']}")
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {error}", hint="is the file damaged?") from None
     return rows
@@ -200,6 +204,7 @@ def _is_metrics(row: dict[str, Any]) -> bool:
     return (
         tuple(name for name, _ in always) == METRICS
         and type(row["epoch"]) is int
+        and row["epoch"] >= 1
         and all(_is_number(value) for _, value in always)
         and all(name == VOTE_ERROR or name.startswith(SIMILARITY) for name, _ in sometimes)
         and all(value is None or _is_number(value) for _, value in sometimes)

@@ -449,7 +449,7 @@ def resume(
         code: Python files whose code may be run, for a network that is written in one.
 
     Raises:
-        FileError: the checkpoint is damaged or of another network.
+        FileError: the checkpoint is damaged or of another network, or the metrics end before it.
         ConfigError: the data set is another one, or fewer epochs are asked for than are done, or the network cannot be
             trained by several processes.
     """
@@ -490,6 +490,11 @@ def resume(
             sgd.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(saved.optimizer[name])
     rows, timing = team.from_first(lambda: (runs.read_metrics(folder), runs.read_timing(folder)))
     rows, timing = ([row for row in table if row["epoch"] <= progress.epoch] for table in (rows, timing))
+    if rows and rows[-1]["epoch"] != progress.epoch:
+        raise FileError(
+            f"{folder / 'metrics.jsonl'} ends with epoch {rows[-1]['epoch']}, and {path} is of epoch {progress.epoch}",
+            hint="put the whole file back, or delete it to go on without what was measured before",
+        )
     _write_manifest(folder, manifest, team)
     return Training(folder, manifest, data, network, sgd, team, progress, rows, timing)
 

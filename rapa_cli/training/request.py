@@ -21,6 +21,7 @@ from rapa_cli.data.catalog import open_data
 from rapa_cli.data.images import DataSet
 from rapa_cli.errors import ConfigError, commas
 from rapa_cli.files import digest, held
+from rapa_cli.kernels.compiled import kernels
 from rapa_cli.layers.modules import load_weights
 from rapa_cli.layers.network import Network, patches_per_layer, resolve
 from rapa_cli.shown import Shown
@@ -320,6 +321,7 @@ def _provenance(recipe: str, options: Mapping[str, object], settings: Sequence[s
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
+        runs.KERNELS: kernels().name,
         "recipe": recipe,
         # It was not typed, but does the same.
         "command": shlex.join(["rapa", "train", *words]),

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from rapa_cli import checkpoint, runs
 from rapa_cli.files import held
+from rapa_cli.kernels.compiled import Kernels, kernels
 from rapa_cli.training.loop import Training
 from tests.commands.conftest import TRAIN, Run, refused
 from tests.training import tiny
@@ -295,6 +297,35 @@ def test_resuming_a_run_that_is_done_and_more_epochs(rapa: Run) -> None:
     first, second = made["resumed"].split("; ")
     assert first.endswith(" rapa train --resume runs/done --json")
     assert second.endswith(" rapa train --resume runs/done --epochs 4 --json")
+
+
+def test_metrics_that_are_lost_are_told(rapa: Run) -> None:
+    assert rapa(*TRAIN, "--epochs", "1", "--out", "here").code == 0
+    assert "says nothing" not in rapa("train", "--resume", "here", "--epochs", "2").err
+    Path("here/metrics.jsonl").unlink()
+    outcome = rapa("train", "--resume", "here", "--epochs", "3")
+    assert outcome.code == 0
+    assert "metrics.jsonl says nothing of the first 2 epochs" in outcome.err.splitlines()
+
+
+def test_what_computed_is_kept_and_another_told(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of this machine, and none: each run is begun with the other."""
+    own = kernels()
+    assert rapa(*TRAIN, "--epochs", "1", "--out", "here").code == 0
+    assert description("here").provenance["kernels"] == own.name
+    assert "to the last bit" not in rapa("train", "--resume", "here", "--epochs", "2").err
+    another = Kernels(None, "for a test") if own.library is not None else Kernels(CDLL(None), "for a test")
+    monkeypatch.setattr("rapa_cli.kernels.compiled.kernels", lambda: another)
+    outcome = rapa("train", "--resume", "here", "--epochs", "2")
+    assert outcome.code == 0
+    (line,) = (line for line in outcome.err.splitlines() if "to the last bit" in line)
+    assert line == (
+        f"the run was begun with {own.name} kernels and goes on with {another.name} ones (for a test): "
+        "it will not be the same to the last bit"
+    )
+    assert json.loads(Path("here/run.json").read_text(encoding="utf-8"))["provenance"]["resumed"].endswith(
+        f" with {another.name} kernels"
+    )
 
 
 def test_resuming_by_the_checkpoint_itself(rapa: Run) -> None:

@@ -256,6 +256,42 @@ def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     same(tmp_path / "whole", tmp_path / "parts")
 
 
+def _lines(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: lines[:1], "ends with epoch 1, and .* is of epoch 3"),
+        (lambda lines: [lines[0], lines[2]], "line 2 is of epoch 3, and line 1 of epoch 1"),
+        (lambda lines: lines * 2, "line 4 is of epoch 1, and line 1 of epoch 1"),
+        (lambda lines: [lines[0].replace('"epoch": 1', '"epoch": -1'), *lines[1:]], "line 1 is no row of metrics"),
+        (lambda lines: [lines[0].replace('"epoch": 1', '"epoch": 0'), *lines[1:]], "line 1 is no row of metrics"),
+    ],
+    ids=["the last lost", "one lost", "doubled", "negative", "epoch 0"],
+)
+def test_metrics_that_are_not_of_each_epoch_are_refused(
+    tmp_path: Path, change: Callable[[list[str]], list[str]], said: str
+) -> None:
+    run(tiny.begin(tmp_path, epochs=3), Stopper())
+    damaged = "".join(change(_lines(tmp_path)))
+    (tmp_path / "metrics.jsonl").write_text(damaged, encoding="utf-8")
+    with pytest.raises(FileError, match=said) as caught:
+        resumed(tmp_path, epochs=4)
+    assert caught.value.hint
+    assert "".join(_lines(tmp_path)) == damaged
+
+
+def test_a_run_goes_on_without_the_metrics_that_were_deleted(tmp_path: Path) -> None:
+    run(tiny.begin(tmp_path / "whole", epochs=4), Stopper())
+    run(tiny.begin(tmp_path / "parts", epochs=2), Stopper())
+    (tmp_path / "parts" / "metrics.jsonl").unlink()
+    run(resumed(tmp_path / "parts", epochs=3), Stopper())
+    run(resumed(tmp_path / "parts", epochs=4), Stopper())
+    assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")[2:]
+
+
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """The checkpoint with other tensors of the optimizer."""
     saved = checkpoint.read(path)
