@@ -25,8 +25,8 @@ _HOLDER_BYTES = 200
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", "free some space, or choose another folder with --out"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another folder with --out"),
+    errno.ENOSPC: ("the disk is full", "free some space, or choose another folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another folder"),
     errno.EACCES: ("no permission to write", "choose a folder that you own"),
     errno.EPERM: ("no permission to write", "choose a folder that you own"),
     errno.EROFS: ("the file system is read-only", "choose another folder"),
@@ -210,10 +210,11 @@ def held(folder: Path) -> Iterator[None]:
             # Some network file systems cannot lock; a run there is on its own.
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 raise
-        with explained(path):
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        line = f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode()
+        with explained(path), _room_told(path, len(line)):
             os.ftruncate(handle, 0)
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}, since {started}\n".encode(), 0)
+            os.pwrite(handle, line, 0)
         _sweep(folder)
         yield
     finally:

@@ -123,7 +123,7 @@ def keep_code(folder: Path, code: Iterable[Path]) -> None:
     """Copies the Python files that a run's network is written in."""
     for file in code:
         content = config.read_code(file)
-        with atomic(folder / file.name) as temporary:
+        with atomic(folder / file.name, len(content)) as temporary:
             temporary.write_bytes(content)
 
 

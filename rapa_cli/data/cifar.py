@@ -76,10 +76,11 @@ class Layout:
         wanted = (*self.train, self.test, self.meta)
         parts: dict[str, Split] = {}
         classes: tuple[str, ...] | None = None
+        steps = pickles.Steps()
         with _files(path, wanted) as files:
             for where, content in files:
                 progress(f"reading {self.title}", len(parts) + (classes is not None), len(wanted))
-                found = pickles.load(content, where)
+                found = pickles.load(content, where, steps)
                 if where.name == self.meta:
                     classes = self._classes(found, where)
                 else:

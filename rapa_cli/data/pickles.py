@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -19,19 +20,27 @@ import numpy.typing as npt
 
 from rapa_cli.errors import FileError
 
-# Steps of a pickle; the largest official file takes half a million.
+# Steps of the pickles of a data set; the official ones take less than a million.
 _MOST_STEPS = 2_000_000
 # More than the axes or the pixels of any array here.
 _MOST_AXES, _MOST_ITEMS = 8, 2**40
 _TYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"}
 
 
-def load(content: bytes, path: PurePath) -> dict[str, Any]:
+@dataclass
+class Steps:
+    """How many steps the pickles of a data set may still take, all together."""
+
+    left: int = _MOST_STEPS
+
+
+def load(content: bytes, path: PurePath, steps: Steps | None = None) -> dict[str, Any]:
     """Reads a pickled dictionary of arrays of whole numbers, lists, bytes and strings.
 
     Args:
         content: the pickle.
         path: where it comes from, for messages.
+        steps: what it shares with the other files of its data set; None where there are none.
 
     Returns:
         The dictionary; keys are strings. Arrays are numpy arrays of integers; strings of Python 2 are bytes.
@@ -41,7 +50,7 @@ def load(content: bytes, path: PurePath) -> dict[str, Any]:
     """
     hint = "this is not an official CIFAR file, or its download was cut off"
     try:
-        found = _Unpickler(content).load()
+        found = _Unpickler(content, steps or Steps()).load()
         if not isinstance(found, dict):
             raise _RefusedError(f"it holds a {type(found).__name__}, not a dictionary")
         return {key: _plain(value) for key, value in found.items()}
@@ -128,17 +137,17 @@ for _core in ("numpy.core", "numpy._core"):
     _NAMES[f"{_core}.numeric", "_frombuffer"] = _Admitted(_from_buffer)
 
 
-class _Steps(io.BytesIO):
+class _Counted(io.BytesIO):
     """A pickle that is read a step at a time, and only so many of them."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, steps: Steps) -> None:
         super().__init__(content)
-        self._left = _MOST_STEPS
+        self._steps = steps
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise _RefusedError(f"it takes more than {_MOST_STEPS} steps")
+        self._steps.left -= 1
+        if self._steps.left < 0:
+            raise _RefusedError(f"it takes more than {_MOST_STEPS} steps, with the other files of its data set")
         return super().read(size)
 
 
@@ -158,8 +167,8 @@ class _Unpickler(pickle._Unpickler):
     # The library's version in C makes room for whatever size or index a pickle claims, before it looks whether the
     # content is there; the one in Python does so for byte arrays alone.
 
-    def __init__(self, content: bytes) -> None:
-        super().__init__(_Steps(content), encoding="bytes")
+    def __init__(self, content: bytes, steps: Steps) -> None:
+        super().__init__(_Counted(content, steps), encoding="bytes")
         self._room = len(content)
         self._encode = _Admitted(self._encoded)
 

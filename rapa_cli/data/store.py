@@ -192,7 +192,7 @@ def _asking_for_data_dir() -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        hint = error.hint.replace("--out", "--data-dir") if error.hint else None
+        hint = error.hint.replace("another folder", "another folder with --data-dir") if error.hint else None
         raise FileError(error.message, hint=hint) from error
 
 

@@ -146,7 +146,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with atomic(path) as temporary:
+    with atomic(path, len(content)) as temporary:
         temporary.write_bytes(content)
 
 

@@ -288,7 +288,7 @@ def test_reduce_without_room_or_permission(rapa: Run, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
     reason, hint = {
-        errno.ENOSPC: ("the disk is full", "free some space, or choose another folder with --out"),
+        errno.ENOSPC: ("the disk is full", "free some space, or choose another folder"),
         errno.EACCES: ("no permission to write", "choose a folder that you own"),
     }[number]
     outcome = rapa("reduce", DONE, "--json")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy.io import loadmat, savemat
 
-from rapa_cli.data import catalog, cifar, sources, svhn
+from rapa_cli.data import catalog, cifar, pickles, sources, svhn
 from rapa_cli.data.images import silent
 from rapa_cli.errors import FileError
 from tests.data.files import NAMES10, batch, pack, write_cifar10, write_cifar100, write_svhn
@@ -213,6 +213,18 @@ def test_the_layouts_are_torchvisions() -> None:
         assert (layout.test,) == tuple(name for name, _ in theirs.test_list)
         assert (layout.meta, layout.names) == (theirs.meta["filename"], theirs.meta["key"])
     assert tuple(datasets.SVHN.split_list[split][1] for split in ("train", "test")) == svhn.FILES
+
+
+def test_the_files_of_a_data_set_share_their_steps(tmp_path: Path) -> None:
+    """Each of them alone would be read, all together take longer than a reader may."""
+    folder = write_cifar10(tmp_path)
+    for path in folder.glob("*_batch*"):
+        content = path.read_bytes()
+        # A list is made and thrown away, again and again.
+        path.write_bytes(content[:2] + b"]0" * 200_000 + content[2:])
+        pickles.load(path.read_bytes(), path)
+    with pytest.raises(FileError, match="data_batch_5 is refused: it takes more than 2000000 steps, with the other"):
+        sources.load(sources.recognise(folder), lambda *_: None)
 
 
 @pytest.mark.cifar10
