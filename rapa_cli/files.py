@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 from rapa_cli.errors import ConfigError, FileError
 
+MAX_TEXT = 2**25
+"""Bytes of the longest text file that is read."""
 LOCK = ".lock"
 _HOLDER_BYTES = 200
 # As `tempfile` makes them for `atomic`.
@@ -238,6 +240,38 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}", hint="is the file still there?") from None
+
+
+def ordinary(path: Path) -> BinaryIO:
+    """Opens a file for reading, but neither a device nor a pipe, which may never end.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no ordinary file.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("it is no ordinary file")
+    return file
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Reads a text file, line ends as they are.
+
+    Args:
+        path: the file.
+        errors: what becomes of bytes that are no UTF-8, as in `bytes.decode`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no ordinary file, has more than `MAX_TEXT` bytes, or is no UTF-8.
+    """
+    with ordinary(path) as file:
+        content = file.read(MAX_TEXT + 1)
+    if len(content) > MAX_TEXT:
+        raise ValueError(f"it has more than {MAX_TEXT} bytes")
+    return content.decode(errors=errors)
 
 
 def write_text(path: Path, text: str) -> None:

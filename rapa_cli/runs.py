@@ -26,7 +26,7 @@ from pydantic import Field
 
 from rapa_cli import config
 from rapa_cli.errors import ConfigError, FileError
-from rapa_cli.files import atomic, explained, make_folder, write_text
+from rapa_cli.files import atomic, explained, make_folder, read_text, write_text
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.resources import in_zoo, zoo_names
 
@@ -101,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
             hint = f"a network of the zoo is no run; `rapa models show {folder}` says how it was trained"
         raise FileError(f"there is no run folder {folder}", hint=hint)
     try:
-        document = config.read_json(path.read_text(encoding="utf-8"))
+        document = config.read_json(read_text(path))
     except FileNotFoundError:
         raise FileError(f"there is no run in {folder} ({MANIFEST} is missing)", hint=_other_runs()) from None
     except (OSError, ValueError) as error:
@@ -149,7 +149,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = [config.read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [config.read_json(line) for line in read_text(path).splitlines()]
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict) or not _is_metrics(row):
                 raise ValueError(f"line {number} is no row of metrics")
@@ -163,9 +163,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def read_timing(folder: Path) -> list[dict[str, Any]]:
     """The rows of timing.csv; an empty list where there is none or it cannot be read, since times prove nothing."""
     try:
-        with (folder / "timing.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-            return [{**{key: float(value) for key, value in row.items()}, "epoch": int(row["epoch"])} for row in rows]
+        rows = list(csv.DictReader(io.StringIO(read_text(folder / "timing.csv"), newline="")))
+        return [{**{key: float(value) for key, value in row.items()}, "epoch": int(row["epoch"])} for row in rows]
     except (OSError, ValueError, TypeError, KeyError, csv.Error):
         return []
 

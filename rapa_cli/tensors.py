@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from rapa_cli.files import ordinary
+
 MAX_HEADER = 4 * 2**20
 """Bytes of the longest header: each tensor that it names costs time and memory, also an empty one."""
 
@@ -22,7 +24,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         OSError: it cannot be read.
         ValueError: it is damaged.
     """
-    with path.open("rb") as start:
+    with ordinary(path) as start:
         length = int.from_bytes(start.read(8), "little")
     if length > MAX_HEADER:
         raise ValueError(f"its header claims {length} bytes, allowed are {MAX_HEADER}")

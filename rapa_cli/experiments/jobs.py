@@ -21,7 +21,7 @@ from typing import Any
 
 from rapa_cli.errors import FileError
 from rapa_cli.experiments.documents import check
-from rapa_cli.files import explained, inside, make_folder, no_link, write_text
+from rapa_cli.files import explained, inside, make_folder, no_link, read_text, write_text
 from rapa_cli.runs import MANIFEST, read_metrics
 
 RUNS, RESULTS, LOGS = "runs", "results", "logs"
@@ -136,8 +136,8 @@ class Folder:
     def failure(self, job: Job) -> str | None:
         """Why a job that is not done has failed; None where it has not."""
         try:
-            return self._failed(job).read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
+            return read_text(self._failed(job), "replace").strip()
+        except (OSError, ValueError):
             return None
 
     def keep(self, job: Job, ended: Ended) -> None:
@@ -164,7 +164,7 @@ class Folder:
     def _read(self, job: Job) -> dict[str, Any] | None:
         path = self.path / RESULTS / f"{job.name}.json"
         try:
-            return check(job.words[0], json.loads(path.read_text(encoding="utf-8"))["document"])
+            return check(job.words[0], json.loads(read_text(path))["document"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

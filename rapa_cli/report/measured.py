@@ -25,7 +25,7 @@ from rapa_cli.attacks.evaluation import attack, attacks_named, attacks_of
 from rapa_cli.attacks.results import Point, results
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError, FileError
-from rapa_cli.files import write_text
+from rapa_cli.files import read_text, write_text
 from rapa_cli.philox import MAX_SEED
 from rapa_cli.tiling.arrays import ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
@@ -327,6 +327,6 @@ def _finite(value: float) -> float | None:
 def _kept(folder: Path) -> Sequence[Measured]:
     """What a run folder keeps; what cannot be read can be measured again."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        document = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        document = json.loads(read_text(folder / FILE))
         return config.validate(_Kept, document, FILE).measured
     return ()

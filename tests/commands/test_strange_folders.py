@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from rapa_cli import files
+from rapa_cli import files, runs
 from rapa_cli.errors import FileError
 from rapa_cli.experiments import node
 from rapa_cli.experiments.jobs import LOGS, RESULTS, RUNS, Folder, Job
 from tests.commands.conftest import Run, refused
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """What waits for a pipe or reads without end is ended, and fails."""
+
+    def end(*_: object) -> None:
+        pytest.fail("it does not end")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -87,3 +105,41 @@ def test_files_from_another_machine_stay_in_their_folder(here: Path, outside: Pa
     with pytest.raises(FileError, match="it is a link"):
         node.write(here, {"runs/done/figures/mine.txt": b"new"}, ["runs/done"])
     assert untouched(outside)
+
+
+def endless(path: Path, kind: str) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "last.safetensors"])
+def test_what_never_ends_is_not_read(rapa: Run, here: Path, name: str, kind: str) -> None:
+    with bounded():
+        endless(here / "runs/done" / name, kind)
+        refused(rapa("train", "--resume", "runs/done", "--epochs", "4"), 3, f"runs/done/{name}", "")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_times_and_results_that_never_end_are_not_there(here: Path, kind: str) -> None:
+    folder, job = Folder(here / "results"), Job(("vote",), "tiny")
+    folder.make()
+    endless(here / "runs/done/timing.csv", kind)
+    endless(folder.path / RESULTS / f"{job.name}.json", kind)
+    with bounded():
+        assert runs.read_timing(here / "runs/done") == []
+        assert folder.result(job) is None
+        assert folder.damaged([job])[0].endswith("it is no ordinary file")
+
+
+def test_a_text_that_is_too_long_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = here / "long.txt"
+    path.write_text("x" * 100, encoding="utf-8")
+    monkeypatch.setattr(files, "MAX_TEXT", 100)
+    assert files.read_text(path) == "x" * 100
+    monkeypatch.setattr(files, "MAX_TEXT", 99)
+    with pytest.raises(ValueError, match="it has more than 99 bytes"):
+        files.read_text(path)

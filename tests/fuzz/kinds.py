@@ -104,6 +104,8 @@ def accident(rng: Random, undamaged: Files) -> Files:
     if rng.randrange(40) == 0:
         other = rng.choice(sorted(undamaged))
         return {**undamaged, name: undamaged[other] if other != name else b""}
+    if rng.randrange(40) == 0:
+        return {**undamaged, name: rng.choice((b"->/dev/zero", b"->/dev/null", b"->nowhere", b"->../outside"))}
     return {**undamaged, name: damage.damaged(rng, undamaged[name])}
 
 
@@ -321,7 +323,7 @@ def _lines(folder: Path) -> list[str]:
     path = folder / "settings.txt"
     # As a command line brings them: bytes that are no text become halves of surrogate pairs.
     lines = (
-        (path.read_bytes() if path.exists() else b"").decode("utf-8", "surrogateescape").replace("\0", "").split("\n")
+        (path.read_bytes() if path.is_file() else b"").decode("utf-8", "surrogateescape").replace("\0", "").split("\n")
     )
     return [line[:100_000] for line in lines if line][:50]
 
