@@ -28,6 +28,7 @@ def reduce(
     seed: int = 0,
     batch_size: int = 200,
     on_batch: Callable[[int], None] | None = None,
+    on_unpooled: Callable[[list[str]], None] | None = None,
 ) -> nn.Module:
     """Copies a network with its tiled convolutions replaced by ordinary ones.
 
@@ -38,7 +39,7 @@ def reduce(
         by: what each output channel takes as its filter, and with it as its bias:
             `norm`: that of the tile with the largest L2 norm of its k weights ("the filter with the highest norm").
             `winner`: that of the tile which most often wins the max pooling on training images, see `count_wins`; of
-            tiles that win equally often that of the largest norm.
+            tiles that win equally often that of the largest norm. Layers that no pooling follows go by `norm`.
             `mean`: the mean over the tiles, the paper's theta-bar (section 5), which is what "a kernel matrix of any
             tile" is where all are alike.
             `first`: that of the first tile.
@@ -46,12 +47,13 @@ def reduce(
         seed: for `winner`, of the draw that is counted.
         batch_size: for `winner`, images computed at a time.
         on_batch: for `winner`, called with the number of images after each batch.
+        on_unpooled: for `winner`, called with the names of the layers that no pooling follows, where there are some.
 
     Returns:
         A network of `nn.Conv2d`.
 
     Raises:
-        ConfigError: for `winner`, no pooling follows a layer with several tiles.
+        ConfigError: for `winner`, no pooling follows any layer with several tiles.
         ValueError: `by` is not known, or for `winner` there are no images.
     """
     if by not in WAYS:
@@ -61,6 +63,9 @@ def reduce(
         if images is None:
             raise ValueError("images: 'winner' counts on training images; give them, (N, C, H, W)")
         wins = count_wins(model, images, seed=seed, batch_size=batch_size, on_batch=on_batch)
+        unpooled = [name for name, layer in model.named_modules() if has_choice(layer) and name not in wins]
+        if unpooled and on_unpooled:
+            on_unpooled(unpooled)
     model = copy.deepcopy(model)
     ordinary: dict[nn.Module, nn.Module] = {}
     for name, layer in model.named_modules():
@@ -136,10 +141,10 @@ def _chosen(layer: TiledConv2d, by: str, wins: Tensor | None) -> tuple[Tensor, T
         return weight.mean(0), None if bias is None else bias.mean(0)
     channel = torch.arange(layer.out_channels, device=weight.device)
     tile = torch.zeros_like(channel)
-    if by == "norm":
-        tile = largest_norm(weight)
-    elif wins is not None:
+    if wins is not None:
         tile = most_wins(wins, weight)
+    elif by in ("norm", "winner"):
+        tile = largest_norm(weight)
     return weight[tile, channel], None if bias is None else bias[tile, channel]
 
 

@@ -5,21 +5,31 @@ The paper selects for each output channel "the filters that most often wins the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from rapa_cli.analysis.evaluation import evaluating, pixel_batches
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 from rapa_cli.keyed import draws
-from rapa_cli.layers.pooling import MixedPool2d, StochasticPool2d
+from rapa_cli.layers.pooling import MixedPool2d, StochasticPool2d, pooled_size
 from rapa_cli.tiling.conv import TiledConv2d
 
-_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d, MixedPool2d, StochasticPool2d)
+# Functions that leave each pixel where it is; an operator, a method and a function of torch go by the same name.
+_WORDS = (
+    "add sub subtract mul multiply div divide true_divide neg abs clamp clip where relu hardtanh relu6 leaky_relu "
+    "prelu rrelu elu selu celu gelu silu mish hardswish sigmoid hardsigmoid logsigmoid tanh hardshrink softplus "
+    "softsign threshold dropout dropout2d feature_dropout alpha_dropout batch_norm group_norm instance_norm "
+    "local_response_norm clone contiguous detach to float double half bfloat16"
+)
+_PIXELWISE = frozenset(name + end for name in _WORDS.split() for end in ("", "_"))
+_ORIGIN = "_rapa_origin"
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,10 @@ def count_wins(
 
     Every window of the pooling that follows a layer counts once for each output channel, as the network computes it
     with one draw; a window whose largest value several pixels share, as the zeros after a ReLU, counts for none. The
-    pooling is the next one that is called with pixels of the layer's output size, so that pixelwise layers may lie
-    between. Average and stochastic pooling take no maximum; there too the largest pixel counts, which has the largest
-    part in what they give.
+    pooling is the first one, module or function, of pixels that are made one by one from the layer's: by activations,
+    normalisations, dropout, sums and products. Of a sum of several layers it counts for the last of them. Adaptive
+    poolings count where their windows are of one size. Average and stochastic pooling take no maximum; there too the
+    largest pixel counts, which has the largest part in what they give, and of averages those that make images smaller.
 
     Args:
         model: takes (B, C, H, W) in [0, 1].
@@ -63,10 +74,10 @@ def count_wins(
         on_batch: called with the number of images after each batch.
 
     Returns:
-        For each tiled convolution with several matrices, by its name: int64 (tiles, out).
+        For each tiled convolution with several matrices that pooling follows, by its name: int64 (tiles, out).
 
     Raises:
-        ConfigError: no pooling follows such a layer.
+        ConfigError: no pooling follows any such layer, or images are something else.
         ValueError: there are no images.
     """
     if not len(images):
@@ -78,40 +89,47 @@ def count_wins(
         if isinstance(layer, TiledConv2d)
     }
     followed: set[nn.Module] = set()
-    waiting: tuple[TiledConv2d, Tensor, torch.Size] | None = None
+    computed = 0
 
-    def convolved(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal waiting
-        waiting = None
-        if isinstance(layer, TiledConv2d) and layer in wins:
-            # The same as the layer has just used: inside `draws` an assignment is a function of the draw.
-            tile = layer.assign(len(output), (output.shape[2], output.shape[3])).view(len(output), *output.shape[2:])
-            waiting = layer, tile.to(output.device), output.shape
+    def convolved(layer: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal computed
+        assert isinstance(layer, TiledConv2d)
+        computed += 1
+        setattr(output, _ORIGIN, _Origin(layer, computed))
 
-    def pooled(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal waiting
-        if waiting is not None and given[0].shape == waiting[2]:
-            convolution, tile, _ = waiting
-            size = (output.shape[2], output.shape[3])
-            wins[convolution] += window_wins(given[0], tile, len(convolution.weight), _windows(layer), size)
-            followed.add(convolution)
-            waiting = None
+    def pooled(x: Tensor, windows: Windows, size: tuple[int, int]) -> None:
+        origin: _Origin | None = getattr(x, _ORIGIN, None)
+        if origin is None or origin.pooled:
+            return
+        layer, origin.pooled = origin.layer, True
+        # The same as the layer has used: inside `draws` an assignment is a function of the draw.
+        tile = layer.assign(len(x), (x.shape[2], x.shape[3])).view(len(x), *x.shape[2:])
+        wins[layer] += window_wins(x, tile.to(x.device), len(layer.weight), windows, size)
+        followed.add(layer)
 
-    hooks = [
-        layer.register_forward_hook(pooled if isinstance(layer, _POOLINGS) else convolved)
+    def before_pooling(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        assert isinstance(layer, (MixedPool2d, StochasticPool2d))
+        x: Tensor = (*given, *named.values())[0]
+        height, width = (pooled_size(side, layer.kernel, layer.stride) for side in x.shape[2:])
+        pooled(x, Windows((layer.kernel,) * 2, (layer.stride,) * 2), (height, width))
+
+    hooks = [layer.register_forward_hook(convolved) for layer in layers]
+    hooks += [
+        layer.register_forward_pre_hook(before_pooling, with_kwargs=True)
         for layer in model.modules()
-        if isinstance(layer, (*_POOLINGS, nn.Conv2d, TiledConv2d))
+        if isinstance(layer, (MixedPool2d, StochasticPool2d))
     ]
     device = next(model.parameters()).device
     try:
         with evaluating(model), torch.inference_mode():
             for ids, x in pixel_batches(images, batch_size, device):
-                with draws(model, images=ids, seed=seed, stream="test"):
+                with draws(model, images=ids, seed=seed, stream="test"), _Followed(pooled):
                     model(x)
-                alone = [name for layer, name in layers.items() if layer not in followed]
-                if alone:
+                if layers and not followed:
+                    first, *others = layers.values()
+                    more = " or any other tiled layer" if others else ""
                     raise ConfigError(
-                        f"by: 'winner' counts wins in pooling, but no pooling layer follows '{alone[0]}'",
+                        f"by: 'winner' counts wins in pooling, but no pooling follows '{first}'{more}",
                         hint="take 'norm'",
                     )
                 if on_batch:
@@ -119,7 +137,84 @@ def count_wins(
     finally:
         for hook in hooks:
             hook.remove()
-    return {layers[layer]: count for layer, count in wins.items()}
+    return {layers[layer]: count for layer, count in wins.items() if layer in followed}
+
+
+@dataclass
+class _Origin:
+    """Where the pixels of a tensor come from.
+
+    Attributes:
+        layer: that computed them.
+        number: how many layers had computed by then.
+        pooled: whether a pooling has counted for it.
+    """
+
+    layer: TiledConv2d
+    number: int
+    pooled: bool = False
+
+
+class _Followed(TorchFunctionMode):
+    """Inside the block pixels keep their origin, and each pooling is told of: what it pools, its windows, its size."""
+
+    def __init__(self, pooled: Callable[[Tensor, Windows, tuple[int, int]], None]) -> None:
+        super().__init__()
+        self._pooled = pooled
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the function."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _POOLINGS:
+            made = out[0] if isinstance(out, tuple) else out
+            x, windows = _POOLINGS[name](*args, **kwargs)
+            smaller = "avg" not in name or made.shape != x.shape
+            if windows is not None and smaller and x.ndim == 4:
+                self._pooled(x, windows, (made.shape[2], made.shape[3]))
+        elif name in _PIXELWISE and isinstance(out, Tensor):
+            origin = _last_origin((*args, *kwargs.values()), out.shape)
+            if origin is not None:
+                setattr(out, _ORIGIN, origin)
+        return out
+
+
+def _last_origin(given: Iterable[Any], shape: torch.Size) -> _Origin | None:
+    found = [getattr(one, _ORIGIN, None) for one in given if isinstance(one, Tensor) and one.shape == shape]
+    return max((one for one in found if one is not None), key=lambda one: one.number, default=None)
+
+
+def _maximum(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *_: Any, **__: Any
+) -> tuple[Tensor, Windows | None]:
+    kernel = _pair(kernel_size)
+    return input, Windows(kernel, _pair(stride) if stride else kernel, _pair(padding), _pair(dilation))
+
+
+def _average(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any
+) -> tuple[Tensor, Windows | None]:
+    return _maximum(input, kernel_size, stride, padding)
+
+
+def _adaptive(input: Tensor, output_size: Any, *_: Any, **__: Any) -> tuple[Tensor, Windows | None]:
+    wanted = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+    sides = [(side, side if out is None else out) for side, out in zip(input.shape[-2:], wanted, strict=True)]
+    if any(side % out for side, out in sides):
+        return input, None
+    kernel = (sides[0][0] // sides[0][1], sides[1][0] // sides[1][1])
+    return input, Windows(kernel, kernel)
+
+
+_POOLINGS: dict[str, Callable[..., tuple[Tensor, Windows | None]]] = {
+    "max_pool2d": _maximum,
+    "max_pool2d_with_indices": _maximum,
+    "avg_pool2d": _average,
+    "adaptive_max_pool2d": _adaptive,
+    "adaptive_max_pool2d_with_indices": _adaptive,
+    "adaptive_avg_pool2d": _adaptive,
+}
 
 
 def has_choice(layer: nn.Module) -> bool:
@@ -177,13 +272,6 @@ def _reach(windows: Windows, size: tuple[int, int]) -> tuple[int, int]:
     return down, right
 
 
-def _windows(layer: nn.Module) -> Windows:
-    if isinstance(layer, (MixedPool2d, StochasticPool2d)):
-        return Windows((layer.kernel,) * 2, (layer.stride,) * 2)
-    assert isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d))
-    dilation = _pair(layer.dilation) if isinstance(layer, nn.MaxPool2d) else (1, 1)
-    return Windows(_pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding), dilation)
-
-
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    """Torch takes a number, one in a tuple, or two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +115,8 @@ def reduce(
     # The way that is asked for first, so that what forbids it is known at once.
     ways = (by, *(way for way in WAYS if way != by)) if compare else (by,)
     counted = open_data(chosen.data, data_dir).train.images[:train_images] if "winner" in ways else None
-    before, made = _measured(chosen, ways, counted, seed, batch_size)
+    unpooled: list[str] = []
+    before, made = _measured(chosen, ways, counted, seed, batch_size, unpooled.extend)
     reduced, after = made[by]
     description = chosen.description.model_copy(
         update={
@@ -145,13 +146,16 @@ def reduce(
         **chosen.arrays,
     }
     if counted is not None:
-        document["train_images"] = len(counted)
+        document |= {"train_images": len(counted), "by_norm": unpooled}
     if compare:
         document["compared"] = _compared(chosen.network, made, WAYS)
     if recipe is not None:
         document["finetuned"] = _finetuned(chosen, reduced, recipe, seed, run, data_dir)
         tuned = evaluate(reduced, chosen.images, chosen.labels, seed=seed, batch_size=batch_size)
         document |= {"test_error_finetuned": tuned.error, "ci95_finetuned": tuned.ci95}
+    if unpooled:
+        many = f" and {len(unpooled) - 1} more" if len(unpooled) > 1 else ""
+        console.note(f"no pooling follows '{unpooled[0]}'{many}: by 'winner' these go by norm")
     if json:
         console.print_json(document)
     else:
@@ -159,7 +163,12 @@ def reduce(
 
 
 def _measured(
-    chosen: Subject, ways: Sequence[str], counted: Tensor | None, seed: int, batch_size: int
+    chosen: Subject,
+    ways: Sequence[str],
+    counted: Tensor | None,
+    seed: int,
+    batch_size: int,
+    on_unpooled: Callable[[list[str]], None],
 ) -> tuple[Evaluation, dict[str, tuple[Network, Evaluation]]]:
     """The error before, and for each way the reduced network with its error.
 
@@ -177,7 +186,13 @@ def _measured(
         for way in ways:
             try:
                 network = make_ordinary(
-                    chosen.network, way, images=counted, seed=seed, batch_size=batch_size, on_batch=count
+                    chosen.network,
+                    way,
+                    images=counted,
+                    seed=seed,
+                    batch_size=batch_size,
+                    on_batch=count,
+                    on_unpooled=on_unpooled,
                 )
             except ConfigError as error:
                 if way == ways[0]:

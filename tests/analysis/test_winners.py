@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rapa_cli import TiledConv2d, convert, draws
+from rapa_cli.analysis.reduction import reduce
 from rapa_cli.analysis.winners import Windows, count_wins, window_wins
 from rapa_cli.errors import ConfigError
 from rapa_cli.layers.network import Network
@@ -147,13 +150,116 @@ def test_batches_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(hooks) == [0], "nothing stays behind"
 
 
+class Functional(nn.Module):
+    """A tiled layer, what lies behind it, and a pooling, as people write them."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = TiledConv2d(3, 4, 3, padding=1, tiles=4, scheme="alternate")
+        self.norm, self.drop, self.pool = nn.BatchNorm2d(4), nn.Dropout2d(), pool
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.drop(F.relu(self.norm(x), inplace=True)) * 2 + x  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.between(self.layer(x)))
+
+
+POOLS: dict[str, tuple[Callable[[Tensor], Tensor], nn.MaxPool2d | nn.AvgPool2d]] = {
+    "function": (lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True), nn.MaxPool2d(3, 2, ceil_mode=True)),
+    "torch": (lambda x: torch.max_pool2d(x, (3, 3), padding=1), nn.MaxPool2d(3, padding=1)),
+    "indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], nn.MaxPool2d(2)),
+    "module": (lambda x: nn.MaxPool2d(2, return_indices=True)(x)[0], nn.MaxPool2d(2)),
+    "keyword": (lambda x: nn.MaxPool2d(2)(input=x), nn.MaxPool2d(2)),
+    "stride 1": (lambda x: F.max_pool2d(x, 3, 1, 1), nn.MaxPool2d(3, 1, padding=1)),
+    "average": (lambda x: F.avg_pool2d(x, 3, 2, 1), nn.AvgPool2d(3, 2, padding=1)),
+    "adaptive": (lambda x: F.adaptive_max_pool2d(x, 3), nn.MaxPool2d(3)),
+    "adaptive module": (lambda x: nn.AdaptiveMaxPool2d((3, None), return_indices=True)(x)[0], nn.MaxPool2d(3)),
+    "adaptive average": (nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(9)),
+    "smoothed before": (lambda x: F.max_pool2d(x / (1 + F.avg_pool2d(x * x, 3, 1, 1)), 2), nn.MaxPool2d(2)),
+}
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_poolings_as_people_write_them(kind: str) -> None:
+    torch.manual_seed(0)
+    network = Functional(POOLS[kind][0]).eval()
+    images = torch.randint(0, 256, (3, 3, 9, 9), dtype=torch.uint8)
+    expected = POOLS[kind][1]
+    with torch.no_grad():
+        out = network.between(first := network.layer(images / 255))
+        if kind == "smoothed before":
+            out = out / (1 + F.avg_pool2d(out * out, 3, 1, 1))
+        if kind == "adaptive module":
+            # Windows of 3 x 1 pixels.
+            tile = assigned(network.layer, images / 255)
+            found = window_wins(out, tile, 4, Windows((3, 1), (3, 1)), (3, 9))
+            assert count_wins(network, images)["layer"].equal(found)
+            return
+    assert first.shape == out.shape
+    wanted = brute(out, assigned(network.layer, images / 255), 4, expected)
+    assert count_wins(network, images)["layer"].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.max_pool2d(x.flip(3), 2),
+        lambda x: F.max_pool2d(x.transpose(2, 3), 2),
+        lambda x: F.max_pool2d(torch.rand_like(x), 2),
+        lambda x: F.max_pool2d(F.conv2d(x, torch.ones(4, 1, 3, 3), padding=1, groups=4), 2),
+        lambda x: F.adaptive_max_pool2d(x, 2),
+        lambda x: F.avg_pool2d(x, 3, 1, 1),
+        lambda x: x.amax((2, 3)),
+    ],
+)
+def test_pixels_from_elsewhere_count_for_nobody(pool: Callable[[Tensor], Tensor]) -> None:
+    """Also pixels of the layer that lie elsewhere by then, and windows that are not of one size."""
+    with pytest.raises(ConfigError, match=r"^by: 'winner' counts wins in pooling, but no pooling follows 'layer'$"):
+        count_wins(Functional(pool), torch.zeros(2, 3, 9, 9, dtype=torch.uint8))
+
+
+def test_a_pooling_beside_the_layer_is_not_its_own() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = TiledConv2d(3, 3, 3, padding=1, tiles=4)
+            self.b = TiledConv2d(3, 3, 3, padding=1, tiles=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat(
+                [self.a(x).flatten(1), F.max_pool2d(x, 2).flatten(1), F.max_pool2d(self.b(x), 2).flatten(1)], 1
+            )
+
+    assert list(count_wins(Beside(), torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))) == ["b"]
+
+
+def test_of_a_sum_the_last_layer_counts() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = TiledConv2d(3, 3, 3, padding=1, tiles=4)
+            self.b = TiledConv2d(3, 3, 3, padding=1, tiles=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return F.max_pool2d(torch.relu(x + self.b(x)), 2)
+
+    assert list(count_wins(Residual(), torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))) == ["b"]
+
+
 def test_where_no_pooling_follows() -> None:
     network = convert(
         nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2)), tiles=[4, 4]
     )
     images = tiny.data_set().train.images
-    with pytest.raises(ConfigError, match="no pooling layer follows '0'"):
-        count_wins(network, images)
+    assert list(count_wins(network, images)) == ["2"]
+    with pytest.raises(ConfigError, match=r"no pooling follows '0' or any other tiled layer$"):
+        count_wins(network[:3], images)  # type: ignore[index]
+    unpooled: list[list[str]] = []
+    won = reduce(network, "winner", images=images, on_unpooled=unpooled.append)
+    assert unpooled == [["0"]]
+    assert torch.equal(won.state_dict()["0.weight"], reduce(network, "norm").state_dict()["0.weight"])
     assert not any(module._forward_hooks for module in network.modules())
     with pytest.raises(ValueError, match=r"^images: got none$"):
         count_wins(network, images[:0])

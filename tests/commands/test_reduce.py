@@ -65,14 +65,12 @@ def test_a_way_that_is_not_possible(rapa: Run) -> None:
         "runs/two",
     ]
     assert rapa(*words).code == 0
-    refused(
-        rapa("reduce", "runs/two", "--by", "winner", "--json"), 2, "no pooling layer follows 'conv1'", "take 'norm'"
-    )
+    refused(rapa("reduce", "runs/two", "--by", "winner", "--json"), 2, "no pooling follows 'conv1'", "take 'norm'")
     outcome = rapa("reduce", "runs/two", "--compare", "--json")
     rows = {row["by"]: row["test_error"] for row in outcome.document["compared"]}
     assert rows.pop("winner") is None
     assert None not in rows.values()
-    assert "no pooling layer follows 'conv1'" in outcome.err
+    assert "no pooling follows 'conv1'" in outcome.err
     assert "winner                  -" in rapa("reduce", "runs/two", "--compare").out
 
 
