@@ -36,6 +36,8 @@ class Layer:
         bias: whether there is a bias, a further line of each array.
         whole: why `convert` and `rapa train` leave it on one tile, as "has 2 groups"; None where they need not.
         padding_mode: of the convolution; regions of `image-pad` have zeros alone around them.
+        widens: whether its outputs are channels of the network, which free width multiplies; those of the linear layers
+            at the end, and of the last layer of all, are not.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Layer:
     bias: bool = True
     whole: str | None = None
     padding_mode: str = "zeros"
+    widens: bool = True
 
     def obstacle(self, scheme: str) -> str | None:
         """Why it has one tile whatever is wished; None where it can have several."""
@@ -222,7 +225,7 @@ def widened(layers: Sequence[Layer], channels: int = 1, kernel: int | None = Non
             replace(
                 layer,
                 c_in=layer.c_in * (channels if number else 1),
-                c_out=layer.c_out * channels,
+                c_out=layer.c_out * (channels if layer.widens else 1),
                 groups=layer.groups * (channels if depthwise and number else 1),
                 kernel=layer.kernel if kernel is None or layer.kernel == (1, 1) else (kernel, kernel),
             )
@@ -231,11 +234,24 @@ def widened(layers: Sequence[Layer], channels: int = 1, kernel: int | None = Non
 
 
 def widened_linear(layers: Sequence[Layer], channels: int) -> list[Layer]:
-    """Linear layers behind convolutions with more channels: those that read a linear layer before them stay."""
+    """Layers of one patch in a network whose convolutions have more channels.
+
+    Those between convolutions, as in squeeze-and-excitation, have more on both sides; of those at the end the first one
+    reads more.
+    """
     wider = []
-    for number, layer in enumerate(layers):
-        follows = number > 0 and layers[number - 1].c_out == layer.c_in
-        wider.append(layer if follows else replace(layer, c_in=layer.c_in * channels))
+    end = False
+    for layer in layers:
+        depthwise = channels if layer.widens and 1 < layer.groups == layer.c_in else 1
+        wider.append(
+            replace(
+                layer,
+                c_in=layer.c_in * (1 if end else channels),
+                c_out=layer.c_out * (channels if layer.widens else 1),
+                groups=layer.groups * depthwise,
+            )
+        )
+        end = end or not layer.widens
     return wider
 
 
@@ -263,7 +279,7 @@ def layers_of(
             height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
         elif isinstance(layer, config.Linear):
             name, features = f"linear{len(linear) + 1}", layer.features or classes
-            linear.append(Layer(name, 1, 1, (1, 1), channels * height * width, features))
+            linear.append(Layer(name, 1, 1, (1, 1), channels * height * width, features, widens=False))
             channels, height, width = features, 1, 1
     return convolutions, linear
 

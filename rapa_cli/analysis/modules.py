@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -44,7 +44,8 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
         ConfigError: the network cannot take such an image, has no convolution, or a layer of it computes twice for an
             image.
     """
-    convolutions, linear = list[Layer](), list[Layer]()
+    layers = list[Layer]()
+    last = -1
     inside: set[int] = set()
     for traced in trace(network, shape, (nn.Conv2d, TiledConv2d, nn.Linear)).layers:
         layer = traced.layer
@@ -64,7 +65,14 @@ def layers_of_module(network: nn.Module, shape: tuple[int, int, int]) -> Found:
             size = traced.out[-2], traced.out[-1]
             mode = layer.padding_mode
             found = Layer(traced.name, *size, kernel, *channels, groups, bias, whole, mode)
-        (convolutions if found.n_p > 1 else linear).append(found)
+        layers.append(found)
+        if found.n_p > 1 or not isinstance(layer, nn.Linear):
+            last = len(layers) - 1
+    # What stands after the last convolution, and the last layer of all, has outputs of its own number.
+    last = min(last, len(layers) - 2)
+    layers = [replace(layer, widens=number <= last) for number, layer in enumerate(layers)]
+    convolutions = [layer for layer in layers if layer.n_p > 1]
+    linear = [layer for layer in layers if layer.n_p == 1]
     if not convolutions:
         raise ConfigError("the network has no convolution", hint="plan a convolutional network")
     outside = [weight for weight in network.parameters() if weight.ndim > 1 and id(weight) not in inside]

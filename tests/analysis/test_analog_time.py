@@ -447,3 +447,44 @@ def test_layers_of_one_tile_bound_every_tiling() -> None:
     mirrored = replace(first, padding_mode="reflect")
     assert balanced([mirrored, last], "image-pad") == (1, 1)
     assert balanced([mirrored, last], "image-overlap") == (16, 1)
+
+
+class Excited(nn.Module):
+    """Squeeze-and-excitation by convolutions or by linear layers, then a head of two."""
+
+    def __init__(self, width: int, squeeze: type[nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.middle = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.deep = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        linear = squeeze is nn.Linear
+        self.squeeze = nn.Linear(2 * width, width // 2) if linear else nn.Conv2d(2 * width, width // 2, 1)
+        self.excite = nn.Linear(width // 2, 2 * width) if linear else nn.Conv2d(width // 2, 2 * width, 1)
+        self.last = nn.Conv2d(2 * width, 4 * width, 8)
+        # As wide as the layer before it, by accident.
+        self.hidden, self.head = nn.Linear(4 * width, 32), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.deep(self.middle(self.stem(x)))
+        shape = (len(x), -1) if isinstance(self.squeeze, nn.Linear) else (len(x), -1, 1, 1)
+        gate = self.excite(torch.relu(self.squeeze(x.mean((2, 3)).view(shape)))).view(len(x), -1, 1, 1)
+        logits: torch.Tensor = self.head(torch.relu(self.hidden(self.last(x * gate.sigmoid()).flatten(1))))
+        return logits
+
+
+@pytest.mark.parametrize("squeeze", [nn.Conv2d, nn.Linear])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_free_width_is_the_network_with_more_channels(squeeze: type[nn.Module], times: int) -> None:
+    narrow, wide = (layers_of_module(Excited(width, squeeze), (3, 32, 32)) for width in (8, 8 * times))
+    assert [layer.name for layer in narrow.linear] == ["squeeze", "excite", "last", "hidden", "head"]
+    for found, wanted in (
+        (widened(narrow.convolutions, times), wide.convolutions),
+        (widened_linear(narrow.linear, times), wide.linear),
+    ):
+        assert [replace(layer, whole=None) for layer in found] == [replace(layer, whole=None) for layer in wanted]
+
+
+def test_free_width_keeps_the_classes() -> None:
+    """Also of a network whose last layer is a convolution."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    first, last = widened(layers_of_module(network, (3, 8, 8)).convolutions, 3)
+    assert (first.c_in, first.c_out, last.c_in, last.c_out) == (3, 12, 12, 10)
