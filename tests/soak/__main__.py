@@ -25,6 +25,9 @@ _FILES = 12
 _EARLY = 3
 """The first kills of a run, in place of its first renamings: of the manifest and of metrics, before any checkpoint."""
 
+_MOST_CPU = 2.0
+"""Seconds of CPU time from a signal to the end of a training; by the clock it is longer where others compute too."""
+
 _MEASURED = 10
 """Kills from one measurement of the time that a short run takes to the next."""
 
@@ -46,29 +49,34 @@ class Soak:
             kills.finish(self._launcher, self._folder, parts, begin, "--epochs", str(epochs))
             kills.finish(self._launcher, self._folder, whole, kills.words(name, epochs))
             kills.same(self._folder / whole, self._folder / parts)
+            assert tally.kills == count, tally
             assert tally.early >= min(_EARLY, count), tally
             total.add(tally)
             yield f"{name}: {tally.kills} kills ({_told(tally)}), {epochs} epochs, the same to the last bit"
+        assert total.renaming >= self._most // 10, total
         yield f"in all {total.kills} kills, {_told(total)}"
 
     def signals(self) -> Iterator[str]:
         """Runs stopped by signals: they save, and end with the exit code of the signal."""
         begin = kills.words("random", _ENDLESS)
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            run, lingered = f"stopped {code}", []
+            run, lingered, spent = f"stopped {code}", [], []
             kills.killed_often(self._launcher, self._folder, run, begin, [Kill(rename=12)])
             for _ in range(max(self._most // 10, 1)):
                 ended = self._launcher.run(["train", "--resume", run], seconds=self._rng.uniform(2, 6), number=number)
                 assert ended.code == code, (ended.code, ended.messages[-500:])
                 assert ended.lingered is not None
+                assert ended.spent is not None
+                assert ended.spent <= _MOST_CPU, ended
                 lingered.append(ended.lingered)
+                spent.append(ended.spent)
             epochs, whole = self._epochs(run) + 2, f"whole {code}"
             kills.finish(self._launcher, self._folder, run, begin, "--epochs", str(epochs))
             kills.finish(self._launcher, self._folder, whole, kills.words("random", epochs))
             kills.same(self._folder / whole, self._folder / run)
             yield (
                 f"{signal.Signals(number).name}: {len(lingered)} times, exit code {code}, the longest took "
-                f"{max(lingered):.2f} s, the same to the last bit"
+                f"{max(lingered):.2f} s by the clock, {max(spent):.2f} s of CPU time, the same to the last bit"
             )
 
     def reproduce(self) -> Iterator[str]:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rapa_cli import checkpoint, runs
 from tests.soak.launcher import Ended, Launcher
 from tests.training import tiny
 
 SIGKILL = -9
+_MOST_SECONDS = 300.0
+"""Which a run may take until the renaming that is wanted."""
 SETTINGS: dict[str, tuple[str, ...]] = {
     "random": ("--scheme", "random", "--tiles", "4,2"),
     "random-fixed": ("--scheme", "random-fixed", "--tiles", "4,2"),
@@ -107,13 +110,15 @@ def killed_often(launcher: Launcher, folder: Path, run: str, begin: list[str], k
     tally = Tally()
     for kill in kills:
         command, resumed = _next(folder, run, begin)
-        ended = launcher.run(command, seconds=kill.seconds, rename=kill.rename)
+        seconds = _MOST_SECONDS if kill.seconds is None else kill.seconds
+        ended = launcher.run(command, seconds=seconds, rename=kill.rename)
+        assert kill.seconds is not None or ended.lingered is None, f"no renaming of {command} was killed"
         if ended.code != SIGKILL:
             done(ended)
             break
         tally.kills += 1
         tally.resumed += resumed
-        tally.renaming += kill.rename is not None and ended.lingered is None
+        tally.renaming += kill.rename is not None
         tally.early += not (folder / run / runs.LAST).exists()
         for name in (runs.LAST, runs.BEST):
             if (folder / run / name).exists():
@@ -140,11 +145,17 @@ def same(one: Path, other: Path) -> None:
         first, second = checkpoint.read(one / name), checkpoint.read(other / name)
         for tensors, others in ((first.state, second.state), (first.optimizer, second.optimizer)):
             assert list(tensors) == list(others), name
-            assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items()), name
+            assert all(same_bits(tensor, others[key]) for key, tensor in tensors.items()), name
         # Except for the time that it took.
         assert _progress(first) == _progress(second), name
     for name in ("metrics.csv", "metrics.jsonl"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, byte by byte: 0 is not -0, and NaN is NaN."""
+    bits = [tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(*bits)
 
 
 def same_experiments(one: Path, other: Path) -> None:

@@ -20,12 +20,14 @@ class Ended:
     Attributes:
         code: its exit code; minus the number of the signal that killed it.
         lingered: seconds from the signal at the end of its time to its own end; None where its time was not over.
+        spent: CPU time of that, seconds; likewise.
         kib: the most memory that it held, KiB.
         messages: what it said on standard error.
     """
 
     code: int
     lingered: float | None
+    spent: float | None
     kib: int
     messages: str
 

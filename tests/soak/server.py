@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -37,24 +38,29 @@ def main() -> None:
             _become(asked)
         signalled = _wait(child, asked["seconds"], asked["number"])
         _, status, usage = os.wait4(child, 0)
+        ended, used = time.monotonic(), usage.ru_utime + usage.ru_stime
         answer = {
             "code": os.waitstatus_to_exitcode(status),
-            "lingered": None if signalled is None else time.monotonic() - signalled,
+            "lingered": None if signalled is None else ended - signalled[0],
+            "spent": None if signalled is None else used - signalled[1],
             "kib": usage.ru_maxrss,
         }
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def _wait(child: int, seconds: float | None, number: int) -> float | None:
-    """Sends a process a signal when its time is over; says when that was, if it was."""
+def _wait(child: int, seconds: float | None, number: int) -> tuple[float, float] | None:
+    """Sends a process a signal when its time is over; says when that was, and the CPU time used, if it was."""
     handle = os.pidfd_open(child)
     try:
         ended, _, _ = select.select([handle], [], [], seconds)
         if ended:
             return None
+        # Fields 14 and 15: clock ticks in user mode and in the kernel; names in brackets may hold blanks.
+        fields = Path(f"/proc/{child}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         os.kill(child, number)
-        return time.monotonic()
+        return time.monotonic(), used
     finally:
         os.close(handle)
 

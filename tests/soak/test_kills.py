@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from rapa_cli import runs
 from tests.soak import kills
@@ -39,6 +41,23 @@ def test_killed_before_each_renaming(launcher: Launcher, place: Path, name: str)
     for run in (whole, parts):
         kills.done(launcher.run(["train", "--resume", run, "--epochs", "3"]))
     kills.same(place / whole, place / parts)
+
+
+def test_bits_are_compared() -> None:
+    zero, nan = torch.zeros(3), torch.full((3,), torch.nan)
+    assert kills.same_bits(zero, torch.zeros(3))
+    assert kills.same_bits(nan, nan.clone())
+    assert not kills.same_bits(zero, -zero)
+    assert not kills.same_bits(zero, torch.zeros(3, dtype=torch.int32))
+    assert not kills.same_bits(zero, torch.zeros(3, 1))
+    assert kills.same_bits(torch.tensor(7), torch.tensor(7))
+
+
+def test_a_stopped_training_says_what_it_took(launcher: Launcher) -> None:
+    ended = launcher.run([*kills.words("random", 10**6), "--out", "stopped"], seconds=1, number=signal.SIGTERM)
+    assert ended.code == 143
+    assert ended.spent is not None
+    assert 0 <= ended.spent < 20
 
 
 def test_a_kill_that_comes_too_late_changes_nothing(launcher: Launcher, place: Path) -> None:
