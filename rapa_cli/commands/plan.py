@@ -20,7 +20,7 @@ _FEW = 8
 # A share of the weights that lies in none of the layers is worth a line from here.
 _NOTED = 0.005
 # What a narrow screen does without, in this order.
-_DISPENSABLE = ("time", "k", "c_out", "groups")
+_DISPENSABLE = ("c_out", "k", "time", "groups", "busy", "MACs")
 
 
 def plan(
@@ -59,11 +59,15 @@ def plan(
             help="Tiling scheme; the network's own, or random, when left out.",
         ),
     ] = None,
-    channels: Annotated[int, typer.Option(metavar="F", min=1, help="Plan it with F times the channels.")] = 1,
+    channels: Annotated[int, typer.Option(metavar="F", min=1, max=1024, help="Plan it with F times the channels.")] = 1,
     kernel: Annotated[
         int | None,
         typer.Option(
-            metavar="K", min=1, show_default=False, help="Plan it with kernels of K x K, padded to keep image sizes."
+            metavar="K",
+            min=1,
+            max=1024,
+            show_default=False,
+            help="Plan it with kernels of K x K, padded to keep image sizes.",
         ),
     ] = None,
     image_size: Annotated[
@@ -273,8 +277,15 @@ def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan
         f"{found.weights:,} weights"
     )
     console.show("")
-    console.out().print(_table(document))
-    console.show("\ncycles: operations one after the other; busy: their share of the slowest layer's\n")
+    table, without = _table(document)
+    console.out().print(table)
+    lines = [
+        "cycles: operations one after the other; busy: their share of the slowest layer's",
+        "array: rows x columns of one matrix, its bias a row, k and c_out without it",
+    ]
+    if without:
+        lines.append(f"no room for {', '.join(without)}; wider screens and --json have them")
+    console.show("\n" + "\n".join(lines) + "\n")
     faster, slower = found.acceleration, found.acceleration_sequential
     console.show(
         f"acceleration  {faster:.1f} times with layers pipelined, {slower:.1f} times one after the other\n"
@@ -317,7 +328,8 @@ def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan
         console.show(f"wrote {path}")
 
 
-def _table(document: dict[str, Any]) -> Any:
+def _table(document: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The table of the layers, and the columns for which the screen has no room."""
     from rich import box
     from rich.table import Table
 
@@ -327,6 +339,7 @@ def _table(document: dict[str, Any]) -> Any:
         "n_p": [str(row["n_p"]) for row in rows],
         "k": [str(row["k"]) for row in rows],
         "c_out": [str(row["c_out"]) for row in rows],
+        "array": [f"{row['array_rows']} x {row['array_columns']}" for row in rows],
         "groups": [str(row["groups"]) for row in rows],
         "MACs": [_count(row["macs"]) for row in rows],
         "tiles": [str(row["tiles"]) for row in rows],
@@ -340,16 +353,18 @@ def _table(document: dict[str, Any]) -> Any:
     if columns["arrays"] == columns["tiles"]:
         del columns["arrays"]
     screen = console.out()
+    without: list[str] = []
     for heading in _DISPENSABLE:
         # Two spaces lie between columns.
-        if sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items()) > screen.width:
-            columns.pop(heading, None)
+        wide = sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items()) > screen.width
+        if wide and columns.pop(heading, None):
+            without.append(heading)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
-    return table
+    return table, without
 
 
 def _operations(plan: Plan) -> str:

@@ -129,7 +129,7 @@ def vote(
         f"single draw  {result.single_error:.2f} %  (mean of {n}{spread})\n"
         f"vote of {n:<4} {result.vote_error:.2f} %  (95 % interval {low:.2f} to {high:.2f})\n"
         f"soft vote    {result.soft_error:.2f} %  (95 % interval {soft_low:.2f} to {soft_high:.2f})\n"
-        f"{result.images} images of {chosen.data}, seed {seed}\n"
+        f"{_ties(result)}{result.images} images of {chosen.data}, seed {seed}\n"
         f"checkpoint {labelled(chosen.path)}{arrays_line(chosen.arrays)}"
     )
     if curve:
@@ -142,6 +142,12 @@ def vote(
         console.show(f"wrote {path}")
     if not _random(chosen.network) and not chosen.arrays["noise"]:
         console.note("this network makes no random choices in test, so that all draws are the same")
+
+
+def _ties(result: VoteResult) -> str:
+    if not result.ties:
+        return ""
+    return f"ties         {result.ties}, which go to the highest mean probability\n"
 
 
 def _three(result: VoteResult) -> dict[str, Outcomes]:

@@ -87,12 +87,14 @@ def export(
     Raises:
         CheckFailed: what was to be written does not compute the same; there is no new file.
         ConfigError: the network cannot be written in this form, or a package for it is missing.
-        FileError: the file cannot be written.
+        FileError: there is no such folder, or the file cannot be written.
         ValueError: an unknown form, or no shape.
     """
     if to not in SUFFIXES:
         raise ValueError(f"to: there is no form '{to}'; {suggestion(to, SUFFIXES)}")
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileError(f"there is no folder {path.parent} to write {path.name} to", hint="make it, or name another")
     if reduced:
         model = reduce(model, "norm")
     document = {"rapa": __version__, "form": to, "reduced": reduced, **(about or {})}

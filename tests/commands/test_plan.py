@@ -55,6 +55,16 @@ def test_the_table_fits_the_screen(rapa: Run, network: str, monkeypatch: pytest.
     for layer in layers:
         (row,) = [line.split() for line in lines if line.split()[:1] == [layer["name"]]]
         assert {str(layer[key]) for key in ("n_p", "tiles", "arrays", "array_cycles")} <= set(row)
+        place = row.index("x")
+        assert row[place - 1 : place + 2] == [str(layer["array_rows"]), "x", str(layer["array_columns"])]
+    # What there is no room for is named.
+    (heading,) = [line.split() for line in lines if line.split()[:1] == ["layer"]]
+    named = [line.split(";")[0].removeprefix("no room for ") for line in lines if "no room" in line]
+    grouped = any(layer["groups"] > 1 for layer in layers)
+    everything = {"n_p", "k", "c_out", "array", "MACs", "tiles", "arrays", "cycles", "busy", "time"}
+    assert set(heading[1:]) | set(", ".join(named).split(", ")) - {""} == everything | (
+        {"groups"} if grouped else set()
+    )
 
 
 def test_what_people_read(rapa: Run) -> None:
@@ -190,3 +200,16 @@ def test_the_commands_of_the_guide_work(rapa: Run) -> None:
     assert len(commands) >= 6
     for command in commands:
         assert rapa(*shlex.split(command)).code == 0
+
+
+@pytest.mark.parametrize("option", ["--channels", "--kernel"])
+def test_free_width_has_an_end(rapa: Run, option: str) -> None:
+    assert rapa("plan", "full", option, "1024", "--json").code == 0
+    outcome = rapa("plan", "full", option, "1000000000")
+    assert outcome.code == 2
+    assert option in outcome.err
+
+
+def test_nothing_accelerates_without_tiles(rapa: Run) -> None:
+    outcome = rapa("plan", "full", "--acceleration", "20", "--scheme", "none")
+    refused(outcome, 2, "scheme 'none' has one array for each layer, so that nothing makes it faster", "leave --scheme")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rapa_cli.analysis import voting
 from tests.commands.conftest import Run, refused
 
 DONE = "runs/done"
@@ -80,3 +82,11 @@ def test_what_is_shown_fits_a_terminal(rapa: Run) -> None:
 
 def test_too_many_draws(rapa: Run) -> None:
     refused(rapa("vote", DONE, "-n", "1000001", "--json"), 2, "-n", "-h")
+
+
+def test_ties_are_told(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the screen where there are some; these images are too easy to have any."""
+    assert "ties" not in rapa("vote", DONE, "-n", "2").out
+    count = voting.vote_error
+    monkeypatch.setattr(voting, "vote_error", lambda *given, **named: replace(count(*given, **named), ties=3))
+    assert "ties         3, which go to the highest mean probability" in rapa("vote", DONE, "-n", "2").out

@@ -102,3 +102,10 @@ def test_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigError, match="ONNX needs packages"):
         export(tiny.network(), tmp_path / "net")
     assert onnx.NEEDED[-1] == "onnxruntime"
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch-export", "state-dict", "aihwkit"])
+def test_a_folder_that_is_not_there(to: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"^there is no folder .*/such to write x\.bin to$"):
+        rapa_cli.export(tiny.network(), tmp_path / "no" / "such" / "x.bin", to=to)
+    assert list(tmp_path.iterdir()) == []
