@@ -398,8 +398,8 @@ def _check_metrics(folder: Path, found: Any) -> None:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     assert repr(found) == repr([json.loads(line) for line in lines])
-    for row in found:
-        float(row["epoch"])
+    for number, row in enumerate(found):
+        assert row["epoch"] == found[0]["epoch"] + number >= 1
         f"{row['test_error']:.2f}"
 
 
