@@ -357,7 +357,8 @@ def _table(document: dict[str, Any]) -> tuple[Any, list[str]]:
     for heading in _DISPENSABLE:
         # Two spaces lie between columns.
         wide = sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items()) > screen.width
-        if wide and columns.pop(heading, None):
+        if wide and heading in columns:
+            del columns[heading]
             without.append(heading)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in columns:
