@@ -269,6 +269,8 @@ def _from_system(error: Exception) -> RapaError | None:
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             reason = os.strerror(error.errno).lower()
             return FileError(f"{where}{reason}", hint="choose a file or folder that you may use")
+        if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+            return FileError(f"{where}{os.strerror(error.errno).lower()}", hint="choose another name")
     return None
 
 

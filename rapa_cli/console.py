@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rapa_cli.errors import printable
 
 # Loaded when something is shown: shells ask for completions at every key, and help needs none of it.
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
+    from rich.text import Text
 
 # Columns of a terminal from which a bar has room beside its texts.
 _WIDE = 72
@@ -23,17 +27,24 @@ quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 def out() -> Console:
     """The console of results."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _console(sys.stdout)
 
 
 def err(*, always: bool = False) -> Console:
     """The console of progress and messages, which says nothing where these are not wanted; unless `always`."""
+    return _console(sys.stderr, quiet=quiet.get() and not always)
+
+
+def _console(file: TextIO, *, quiet: bool = False) -> Console:
+    """A console on which no text, as files may hold it, can do more than be read."""
     from rich.console import Console
 
-    silent = quiet.get() and not always
-    return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty(), quiet=silent)
+    class Harmless(Console):
+        # What all texts go through, those in tables too.
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    return Harmless(file=file, highlight=False, soft_wrap=not file.isatty(), quiet=quiet)
 
 
 def note(message: str) -> None:
@@ -48,7 +59,8 @@ def show(text: str) -> None:
 
 def print_json(document: dict[str, Any]) -> None:
     """Prints one JSON document on standard output; numbers that JSON does not know become null."""
-    sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(re.sub(r"[^\n -~]", lambda found: _escaped(found[0]), text) + "\n")
 
 
 def duration(seconds: float) -> str:
@@ -114,6 +126,10 @@ def progress(*, transient: bool = True, counted: bool = True, lines: bool = True
         expand=True,
         disable=not console.is_terminal or console.quiet,
     )
+
+
+def _escaped(letter: str) -> str:
+    return letter if letter.isprintable() else json.dumps(letter)[1:-1]
 
 
 def _plain(value: Any) -> Any:

@@ -75,8 +75,12 @@ def is_loss_of_worker(error: Exception) -> bool:
 
 def one_line(text: str) -> str:
     """The text with everything that would break or hide the line written as an escape, and not too long."""
-    joined = " ".join(_shortened(text).splitlines())
-    return _shortened("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined))
+    return _shortened(printable(" ".join(_shortened(text).splitlines())))
+
+
+def printable(text: str) -> str:
+    """The text with everything but ends of lines that a terminal would obey, or hide, written as an escape."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
 
 
 def _shortened(text: str) -> str:

@@ -480,3 +480,16 @@ def test_tiles_survive_being_written_and_read(tiles: list[int]) -> None:
 def test_wrong_tiles(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--tiles: got .*, allowed are whole numbers from 1 up"):
         parse_tiles(text)
+
+
+def test_an_interrupt_among_the_imports_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n", encoding="utf-8")
+    places = os.pathsep.join((str(tmp_path), str(Path(rapa_cli.__file__).parent.parent)))
+    done = subprocess.run(
+        [sys.executable, "-m", "rapa_cli", "-h"],
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

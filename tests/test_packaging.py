@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_package_and_its_definitions_only(wheel: Path) -> No
 def test_the_wheel_installs_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as packed:
         folder = f"rapa_cli-{rapa_cli.__version__}.dist-info"
-        assert "rapa = rapa_cli.app:main" in packed.read(f"{folder}/entry_points.txt").decode()
+        assert "rapa = rapa_cli.__main__:main" in packed.read(f"{folder}/entry_points.txt").decode()
         metadata = packed.read(f"{folder}/METADATA").decode()
     assert f"\nVersion: {rapa_cli.__version__}\n" in metadata
     assert "\nName: rapa-cli\n" in metadata

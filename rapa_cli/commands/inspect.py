@@ -12,7 +12,7 @@ import typer
 from rapa_cli import console
 from rapa_cli.commands import completion, options
 from rapa_cli.commands.array_presets import list_presets, preset_meant, show_preset
-from rapa_cli.errors import ConfigError
+from rapa_cli.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -192,11 +192,11 @@ def _show(document: dict[str, Any]) -> None:
     if document["chosen"]:
         console.show(f"            ({document['chosen']})")
     pooling = f"{document['pool']} pooling, " if document["pool"] else ""
-    console.show(f"network     {document['network']}, {pooling}images {shape}")
+    console.show(f"network     {one_line(document['network'])}, {pooling}images {shape}")
     console.show(f"tiling      {document['scheme']} ({tiles})")
     if document["arrays"] != "ideal":
         console.show(f"arrays      {document['arrays']}")
-    console.show(f"data        {document['data']}, {len(document['classes'])} classes")
+    console.show(f"data        {one_line(document['data'])}, {len(document['classes'])} classes")
     console.show(f"parameters  {document['parameters']:,} ({document['parameters_conv']:,} in convolutions)")
     if document["progress"]:
         progress = document["progress"]
@@ -227,7 +227,7 @@ def _show(document: dict[str, Any]) -> None:
         for row in document["linear"]:
             console.show(f"  {row['name']}  {_ON_ARRAYS[_AT_BOUNDS](row)}")
     for key, value in document["provenance"].items():
-        console.show(f"{key.replace('_', ' ')}: {value}")
+        console.show(one_line(f"{key.replace('_', ' ')}: {value}"))
 
 
 def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rapa_cli import files, runs
+from rapa_cli import checkpoint, files, runs
 from rapa_cli.errors import FileError
 from rapa_cli.experiments import node
 from rapa_cli.experiments.jobs import LOGS, RESULTS, RUNS, Folder, Job
-from tests.commands.conftest import Run, refused
+from tests.commands.conftest import TRAIN, Run, refused
 
 
 @contextmanager
@@ -143,3 +143,22 @@ def test_a_text_that_is_too_long_is_refused(here: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(files, "MAX_TEXT", 99)
     with pytest.raises(ValueError, match="it has more than 99 bytes"):
         files.read_text(path)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_checkpoint_says_nothing_to_the_terminal(rapa: Run, here: Path, arguments: list[str]) -> None:
+    path, said = here / "runs/done/last.safetensors", "\x1b]0;t\x07\x9b31m\u202e\nforged"
+    found = checkpoint.read(path)
+    network = found.description.network.model_copy(update={"name": said})
+    changes = {"network": network, "data": said, "provenance": {"command": said}}
+    state = {name: tensor.clone() for name, tensor in found.state.items()}
+    checkpoint.save(path, found.description.model_copy(update=changes), state, {})
+    done = rapa("inspect", "runs/done", *arguments)
+    assert done.code == 0
+    assert "\\x1b]0;t" in done.out or "\\u001b]0;t" in done.out
+    assert all(line.isprintable() for line in done.out.split("\n"))
+    assert not any(line.startswith("forged") for line in done.out.split("\n"))
+
+
+def test_a_name_that_is_too_long_is_told(rapa: Run, here: Path) -> None:
+    refused(rapa(*TRAIN, "--out", "x" * 300), 3, "file name too long", "choose another name")
