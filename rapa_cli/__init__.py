@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rapa_cli.training.request import resume, train
     from rapa_cli.training.sgd import AnalogSGD
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AnalogLinear",

@@ -176,3 +176,5 @@ def test_the_public_names_are_pinned() -> None:
 
 def test_the_version_is_a_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", rapa_cli.__version__)
+    assert f"\nversion: {rapa_cli.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{rapa_cli.__version__}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
