@@ -92,7 +92,9 @@ class Every2nd(Striped):
         return super().assign(layer, 1, images, size)
 
 
-@pytest.mark.parametrize(("scheme", "inputs"), [(Shifted(), 1), (Striped(), 0), (Every2nd(), 0)], ids=str)
+@pytest.mark.parametrize(
+    ("scheme", "inputs"), [(Shifted(), 1), (Striped(), 0), (Every2nd(), 0)], ids=["shifted", "striped", "every 2nd"]
+)
 @pytest.mark.parametrize("apart", [False, True])
 def test_schemes_of_ones_own_say_whether_they_draw(scheme: Scheme, inputs: int, apart: bool) -> None:
     """Also while all tiles are alike, where any assignment would pass a check."""
