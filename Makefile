@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow soak lint format docs docs-serve clean
+.PHONY: help install demo test test-slow coverage soak lint format docs docs-serve clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -52,7 +52,7 @@ docs-serve: $(DOC_TOOLS) ## show the pages of docs/ at http://127.0.0.1:8000, as
 	$(BIN)/mkdocs serve
 
 clean: ## remove what the tools leave behind, but neither .venv nor runs
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rapa_cli tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
