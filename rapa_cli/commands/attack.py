@@ -170,10 +170,11 @@ def attack(
     workers: options.Workers = None,
     json: options.Json = False,
 ) -> None:
-    """Measure accuracy under attack, by default under FGSM noise and over the images that are right without it.
+    """Measure accuracy under attack.
 
-    The gradient is taken on one draw of the random assignments and the result scored on another. That is a weak attack
-    on a network that draws anew each time: docs/attacks.md says what to run before claiming robustness.
+    By default under FGSM noise, and over the images that are right without it: the gradient is taken on one draw of the
+    random assignments and the result scored on another. That is a weak attack on a network that draws anew each time:
+    docs/attacks.md says what to run before claiming robustness.
 
     Example: rapa attack runs/my-run --eps 1/255,2/255,4/255,8/255, or
     rapa attack runs/a runs/b --snr 33 --methods fgsm,pgd --threat fresh-draw --threat eot:16 --out attacked

@@ -37,10 +37,10 @@ def bench(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Measure what tiled convolutions cost beside ordinary ones, in turn in one run.
+    """Measure what tiled convolutions cost beside ordinary ones.
 
-    Forward and backward of the three layers of `full` alone, and its whole training step. Ratios are medians over the
-    rounds; those of the layers are to `nn.Conv2d` in its faster memory format.
+    In turn in one run: forward and backward of the three layers of `full` alone, and its whole training step. Ratios
+    are medians over the rounds; those of the layers are to `nn.Conv2d` in its faster memory format.
 
     With --arrays the three layers are trained on arrays: ideal ones, Idealized (constant steps) and ReRamES (steps that
     depend on the state) with small and with large gradients, and inference arrays in hardware-aware training.

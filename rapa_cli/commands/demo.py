@@ -28,7 +28,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train, evaluate, vote, attack and reduce on the embedded images.
+    """Train, evaluate, vote, attack and reduce, on drawn images.
 
     Takes less than three minutes on two cores, and shows each command it runs.
 

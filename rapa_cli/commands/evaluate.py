@@ -80,7 +80,9 @@ def evaluate(
     workers: options.Workers = None,
     json: options.Json = False,
 ) -> None:
-    """Measure the error of a checkpoint with one draw, with --drift also some time after its weights were programmed.
+    """Measure the error of a checkpoint.
+
+    With one draw; with --drift also some time after its weights were programmed.
 
     Example: rapa evaluate runs/my-run --best, rapa evaluate runs/my-run --drift 0,1h,1d,1y --out figures
     """

@@ -57,9 +57,10 @@ def export(
     code: options.Code = None,
     json: options.Json = False,
 ) -> None:
-    """Write a network for other programs: ONNX, torch.export, a state dictionary, aihwkit's weights.
+    """Write a network for other programs.
 
-    What computes is checked against the network before it is written. See docs/export.md.
+    As ONNX, torch.export, a state dictionary, or aihwkit's weights. What computes is checked against the network before
+    it is written. See docs/export.md.
 
     Example: rapa export runs/my-run --reduced --out net.onnx
     """

@@ -64,7 +64,7 @@ def inspect(
     code: options.Code = None,
     json: options.Json = False,
 ) -> None:
-    """Show what a checkpoint holds, or how the devices of an array preset respond to pulses.
+    """Show what a checkpoint holds, or how an array preset behaves.
 
     Of a checkpoint: network, tiles, counts, similarity of the tiles, provenance. Of a preset: its parameters, weights
     after trains of pulses, and how many devices sit at their bounds; with --out also a figure.

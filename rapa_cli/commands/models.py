@@ -25,7 +25,7 @@ _LABEL = 12
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="List and show the networks that come with the package: definitions, and trained ones.\n\n"
+    help="List and show the networks that come with the package.\n\nDefinitions, and trained ones.\n\n"
     "Example: rapa models list",
 )
 

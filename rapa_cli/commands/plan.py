@@ -118,10 +118,11 @@ def plan(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Show what replicated arrays would give for a network: array operations, acceleration, time and energy.
+    """Show what replicated arrays would give for a network.
 
-    Nothing is trained or computed, and no weights are needed. Accelerations count convolutions, against one array for
-    each; docs/plan.md says what else is counted, and where the figures of the hardware come from.
+    Array operations, acceleration, time and energy. Nothing is trained or computed, and no weights are needed.
+    Accelerations count convolutions, against one array for each; docs/plan.md says what else is counted, and where the
+    figures of the hardware come from.
 
     Example: rapa plan full, rapa plan torchvision:resnet18 --arrays-budget 200
     """

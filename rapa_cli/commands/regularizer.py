@@ -29,9 +29,10 @@ def regularizer(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Show the paper's implicit regularizer in logistic regressions with ever more tiles (section 4).
+    """Show the paper's implicit regularizer (section 4).
 
-    The loss over random draws is that of the weights averaged over tiles plus R, which depends on no label.
+    Logistic regressions with ever more tiles: the loss over random draws is that of the weights averaged over tiles
+    plus R, which depends on no label.
 
     Example: rapa regularizer --data cifar10 --classes cat,dog --out regularizer
     """

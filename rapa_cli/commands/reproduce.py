@@ -115,7 +115,7 @@ def reproduce(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Run the paper's tables and figures again, and say which of its claims hold.
+    """Run the paper's tables, figures and claims again.
 
     A job is a command line of rapa; one that is done is not run again, and a training that was stopped goes on. Ends
     with code 4 where a claim does not hold.

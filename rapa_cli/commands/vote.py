@@ -54,7 +54,9 @@ def vote(
     workers: options.Workers = None,
     json: options.Json = False,
 ) -> None:
-    """Measure the error of votes over random assignments: of the majority, and of the mean probability (soft).
+    """Measure the error of votes over random assignments.
+
+    Votes of the majority, and by the mean probability (soft).
 
     Example: rapa vote runs/my-run -n 5, rapa vote runs/my-run -n 25 --curve --calibration --out figures
     """
