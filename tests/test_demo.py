@@ -11,6 +11,7 @@ import pytest
 
 from rapa_cli import app
 from rapa_cli.commands.demo import DATA, NETWORK, RECIPE, VOTES
+from rapa_cli.files import LOCK
 
 DOCUMENTS: dict[str, dict[str, Any]] = {
     "train": {"test_error": 20.0},
@@ -93,7 +94,7 @@ def test_the_real_demonstration(
     assert document["attack"]["points"][0]["accuracy"] == 100
     assert document["vote"]["vote_error"] <= document["vote"]["single_error"] < 50
     assert all((tmp_path / name).is_file() for name in document["written"])
-    assert not [name for name in document["written"] if name.endswith(".tmp")]
+    assert not [name for name in document["written"] if name.endswith((".tmp", LOCK))]
 
 
 @pytest.mark.slow

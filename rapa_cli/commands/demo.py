@@ -35,6 +35,7 @@ def demo(
     Example: rapa demo --out runs/demo
     """
     from rapa_cli.console import print_json
+    from rapa_cli.files import LOCK
 
     started = time.perf_counter()
     folder = out or _free_folder(Path("runs"))
@@ -51,7 +52,8 @@ def demo(
     }
     results["evaluate_reduced"] = _step("evaluate", results["reduce"]["output"], *seeded)
     seconds = time.perf_counter() - started
-    written = sorted(str(path) for path in folder.rglob("*") if path.is_file())
+    # The lock is nothing that was asked for.
+    written = sorted(str(path) for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
     if as_json:
         print_json({**results, "seconds": seconds, "written": written})
     else:
