@@ -17,9 +17,6 @@ from rapa_cli.errors import ConfigError, suggestion
 if TYPE_CHECKING:
     from rapa_cli.config import Network, Recipe
 
-KINDS = ("network", "recipe", "arrays")
-_WRONG = 2
-
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -101,8 +98,8 @@ def validate(
 
     Example: rapa config validate mine.toml, or rapa config validate --set lr=0.1 --set network.pool=max
     """
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"--kind: there is no kind '{kind}'", hint=suggestion(kind, KINDS))
+    if kind is not None and kind not in completion.KINDS:
+        raise ConfigError(f"--kind: there is no kind '{kind}'", hint=suggestion(kind, completion.KINDS))
     if not files and not settings:
         raise ConfigError("there is nothing to check", hint="name a file: rapa config validate mine.toml")
     found = [_checked(file, kind) for file in files or []]
@@ -116,7 +113,7 @@ def validate(
             for error in each["errors"] or [f"{each['file'] or each['kind']}: {_fine(each)}"]:
                 console.show(error)
     if any(each["errors"] for each in found):
-        raise typer.Exit(_WRONG)
+        raise typer.Exit(ConfigError.exit_code)
 
 
 def _fine(each: dict[str, Any]) -> str:
