@@ -88,16 +88,14 @@ def size(count: int) -> str:
     return f"{amount:.3g} GiB" if amount < 100 else f"{amount:.0f} GiB"
 
 
-def progress(*, transient: bool = True, counted: bool = True, lines: bool = True) -> Progress:
+def progress(*, counted: bool = True) -> Progress:
     """A progress bar on standard error; where that is no terminal, a line now and then.
 
     On a narrow terminal the bar itself and the count are left out, so that the texts stay whole.
 
     Args:
-        transient: whether it goes when it ends.
-        counted: whether a count and the time left by the speed of the last half minute stand beside it; else the
-            task's description says what there is to say.
-        lines: whether there are lines where there is no terminal; else who asks for the bar writes its own.
+        counted: whether a count and the time left by the speed of the last half minute stand beside it; else who asks
+            for the bar says what there is to say, in its description, and in a log in lines of its own.
     """
     from rich.progress import (
         BarColumn,
@@ -111,7 +109,7 @@ def progress(*, transient: bool = True, counted: bool = True, lines: bool = True
     from rapa_cli.log_lines import Lines
 
     console = err()
-    if not console.is_terminal and lines:
+    if not console.is_terminal and counted:
         return Lines(console=console, disable=True)
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), TimeRemainingColumn()]
     if console.width >= _WIDE:
@@ -121,7 +119,7 @@ def progress(*, transient: bool = True, counted: bool = True, lines: bool = True
     return Progress(
         *columns,
         console=console,
-        transient=transient,
+        transient=True,
         # The bar takes the room that the texts leave.
         expand=True,
         disable=not console.is_terminal or console.quiet,

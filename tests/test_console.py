@@ -35,7 +35,7 @@ def test_what_is_short_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str])
 
 def test_who_writes_lines_of_its_own_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    with console.progress(lines=False) as bar:
+    with console.progress(counted=False) as bar:
         bar.get_time = lambda: now
         task = bar.add_task("training", total=2)
         now = 3600.0

@@ -240,7 +240,7 @@ def _run(folder: Folder, planned: Sequence[Job], engine: Engine, estimated: Mapp
     from rapa_cli.experiments import running
     from rapa_cli.training.stopping import StopRequest
 
-    with console.progress(counted=False, lines=False) as bar, StopRequest() as stop:
+    with console.progress(counted=False) as bar, StopRequest() as stop:
         watcher = _Watcher(folder, bar, estimated, engine.slots)
         return running.run(folder, planned, engine, watcher, stop)
 
