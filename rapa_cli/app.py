@@ -148,6 +148,8 @@ def main() -> NoReturn:
     except OSError as error:
         code = _report(error)
         _silence_output()
+    if 0 < code < INTERRUPTED:
+        train.wait_to_be_ended()
     # Python would take apart all that torch has made, which takes a second, and more on a busy machine.
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError):

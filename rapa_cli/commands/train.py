@@ -6,7 +6,9 @@ import contextlib
 import os
 import platform
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from rapa_cli.checkpoint import Progress
     from rapa_cli.runs import Manifest
     from rapa_cli.training.loop import Sums, Training, Watcher
+
+# Seconds that a process which says nothing leaves to the first, which may be slow to start, for its message.
+_PATIENCE = 10.0
 
 
 def train(
@@ -313,6 +318,13 @@ def hush() -> None:
     """Of the processes that torchrun starts only the first speaks: from here on the others say nothing."""
     if world(os.environ)[0]:
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def wait_to_be_ended() -> None:
+    """Lets the first process speak of an error of all: torchrun ends the others as soon as one has failed."""
+    if world(os.environ)[0] and sys.stderr is not sys.__stderr__:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_PATIENCE)
 
 
 @contextlib.contextmanager

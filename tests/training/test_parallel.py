@@ -339,6 +339,30 @@ def test_errors_are_told_once(here: Path, words: list[str], code: int, message: 
     assert f"(exitcode: {code})" in done.stderr
 
 
+_LATE = """
+import os, time
+from pathlib import Path
+from rapa_cli import __main__
+from rapa_cli.commands import train
+failed = Path("failed")
+sleep = time.sleep
+if os.environ["RANK"] == "0":
+    while not failed.exists():
+        sleep(0.1)
+else:
+    train.time.sleep = lambda seconds: (failed.touch(), sleep(seconds))
+__main__.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_first_process_that_is_late_still_speaks(here: Path) -> None:
+    """torchrun ends it as soon as the other has ended with the error of both."""
+    (here / "late.py").write_text(_LATE, encoding="utf-8")
+    done = subprocess.run(torchrun("late", "train", "--epochz", "3"), capture_output=True, text=True, check=False)
+    assert [line.partition(":")[0] for line in told(done.stderr)] == ["error", "hint"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
 def test_a_signal_to_torchrun(here: Path, number: int, word: str) -> None:
