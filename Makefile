@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.test-tools
 DOC_TOOLS := $(VENV)/.doc-tools
+# Tests of a group share what takes long to prepare.
+QUICK_TESTS := $(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not slow"
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,13 +25,13 @@ demo: $(INSTALLED) ## install, then train, evaluate, vote, attack and reduce on 
 	$(BIN)/rapa demo
 
 test: lint ## install the test tools, then run ruff, mypy and the quick tests
-	$(BIN)/pytest -n $(JOBS) -m "not slow"
+	$(QUICK_TESTS)
 
 test-slow: $(TOOLS) ## run the tests that take longer than ten seconds
 	$(BIN)/pytest -m slow
 
 coverage: $(TOOLS) ## run the quick tests, and list the lines that none of them runs
-	$(BIN)/pytest -n $(JOBS) -m "not slow" --cov --cov-report=term-missing
+	$(QUICK_TESTS) --cov --cov-report=term-missing
 
 soak: $(TOOLS) ## kill trainings, run for long and damage files, with a report; an hour of one core
 	$(BIN)/python -m tests.soak

@@ -9,11 +9,11 @@ import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rapa_cli.errors import ConfigError, FileError, suggestion
+from rapa_cli.errors import ConfigError, FileError, suggestion, with_suggestion
 from rapa_cli.resources import definition, models_root
 
 PoolMethod = Literal["max", "average", "mixed", "stochastic"]
@@ -90,7 +90,6 @@ class Linear(Frozen):
 
 
 Layer = Annotated[Conv | Relu | Pool | Lrn | Linear, Field(discriminator="kind")]
-_KINDS: dict[str, type[BaseModel]] = {"conv": Conv, "relu": Relu, "pool": Pool, "lrn": Lrn, "linear": Linear}
 
 
 class Module(Frozen):
@@ -293,7 +292,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(_MOST_TOML + 1)
     except OSError as error:
-        hint = "name a TOML file that you may read, or a definition of the package"
+        hint = "name a TOML file that you may read"
         raise FileError(f"cannot read {path}: {error.strerror}", hint=hint) from error
     if len(content) > _MOST_TOML:
         raise ConfigError(f"{path} has more than {_MOST_TOML} bytes", hint=_example("recipes", "short"))
@@ -329,7 +328,7 @@ def validate(model: type[Model], values: Any, source: str, *, hint: str | None =
         problems = [_problem(model, entry) for entry in entries[:_MOST_PROBLEMS]]
         near = next((suggested for _, suggested in problems if suggested), None)
         lines = [line for line, _ in problems]
-        told = [f"{line} ({near})" if near and "did you mean" in near else line for line, near in problems]
+        told = [with_suggestion(line, near) for line, near in problems]
         if len(entries) > _MOST_PROBLEMS:
             rest = f"and {len(entries) - _MOST_PROBLEMS} more"
             lines.append(rest)
@@ -404,7 +403,7 @@ def override(network: Network, recipe: Recipe, settings: Sequence[str]) -> tuple
         problems.append(error)
     if problems:
         wrong = ConfigError("; ".join(problem.message for problem in problems), hint=problems[0].hint)
-        wrong.problems = tuple(line for each in problems for line in each.problems or (each.message,))
+        wrong.problems = tuple(line for each in problems for line in each.lines())
         raise wrong
     return both.network, both.recipe
 
@@ -418,10 +417,9 @@ class _Both(Frozen):
 
 def _problem(model: type[BaseModel], entry: Any) -> tuple[str, str | None]:
     """What one of pydantic's errors says: a line, and the nearest word where one was misspelt."""
-    kind, place = entry["type"], [str(part) for part in entry["loc"]]
+    kind, (place, owner) = entry["type"], _place(model, entry["loc"])
     name = ".".join(place) or "the whole"
     if kind == "extra_forbidden":
-        owner = model if len(place) == 1 else _KINDS.get(place[-2])
         return f"unknown key '{name}'", suggestion(place[-1], owner.model_fields) if owner else None
     if kind == "missing":
         return f"'{name}' is missing", None
@@ -445,6 +443,38 @@ def _problem(model: type[BaseModel], entry: Any) -> tuple[str, str | None]:
         return f"{name}.kind: input should be {allowed}, got '{tag}'", _nearest(tag, allowed)
     tiles = "tiles are a list with a number for each convolution: tiles=[16,4,1], or --tiles 16,4,1"
     return f"{name}: {said}, got {got}", tiles if place[-1:] == ["tiles"] else None
+
+
+def _place(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:
+    """The keys that lead to a value, as its file has them, and the class of the table that it stands in.
+
+    Args:
+        model: the class of the whole.
+        loc: pydantic's keys, among which it puts the kinds of tables that can be of several.
+    """
+    place: list[str] = []
+    classes: Sequence[type[BaseModel]] = (model,)
+    owner: type[BaseModel] | None = None
+    for part in map(str, loc):
+        of_kind = (
+            [each for each in classes if part in get_args(each.model_fields["kind"].annotation)] if classes[1:] else []
+        )
+        if of_kind:
+            classes = of_kind
+            continue
+        place.append(part)
+        if not part.isdecimal():
+            owner = classes[0] if len(classes) == 1 else None
+            field = owner.model_fields.get(part) if owner else None
+            classes = _tables(field.annotation) if field else ()
+    return place, owner
+
+
+def _tables(annotation: Any) -> list[type[BaseModel]]:
+    """The classes of tables that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _tables(part)]
 
 
 def _nearest(got: Any, allowed: str) -> str | None:

@@ -34,6 +34,10 @@ class ConfigError(RapaError, ValueError):
     exit_code = 2
     problems: tuple[str, ...] = ()
 
+    def lines(self) -> tuple[str, ...]:
+        """A line for each problem, or the message, with the nearest known word."""
+        return self.problems or (with_suggestion(self.message, self.hint),)
+
 
 class FileError(RapaError):
     """Data, a checkpoint or a folder is missing, damaged or cannot be written (exit code 3)."""
@@ -97,3 +101,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     words = sorted(known)
     near = difflib.get_close_matches(name, words, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(words)}"
+
+
+def with_suggestion(line: str, hint: str | None) -> str:
+    """Returns the line of a list of problems, with the hint where that is a known word."""
+    return f"{line} ({hint})" if hint and hint.startswith("did you mean") else line

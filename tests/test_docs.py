@@ -134,6 +134,20 @@ def test_the_page_works_from_its_beginning(
             assert kind == "toml", f"{page}: nothing tests a block of {kind}"
 
 
+@pytest.mark.cifar10
+def test_trained_networks_do_what_the_page_says(
+    cifar10_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAPA_DATA_DIR", str(cifar10_dir))
+    lines = [line for line in console_lines(PAGES["docs/guides/cifar10.md"]) if "full-" in line or "list" in line]
+    assert len(lines) >= 6
+    for line in lines:
+        words = words_for_rapa(line)
+        assert words is not None
+        assert app.run([*words, *QUICK.get(words[0], [])]) == 0, f"{line}\n{capsys.readouterr().err}"
+
+
 def test_tables_of_keys_are_such_tables() -> None:
     (network,) = re.findall(r"```toml\n(.*?)```", PAGES["docs/reference/configuration.md"], re.DOTALL)
     path = Path("own.toml")

@@ -47,16 +47,19 @@ def show(
 ) -> None:
     """Show the configuration that `rapa train` would have, and where each value comes from.
 
-    A value is a default, or stands in a file, in the environment or on the command line.
+    A value is a default, or stands in a file, in the environment or on the command line. What `rapa train` has other
+    options for are settings here: --set epochs=40, --set network.arrays=ReRamES.
 
     Example: rapa config show --network full --recipe short --scheme random --set lr=0.01
     """
     from rapa_cli import config
+    from rapa_cli.analog.specification import arrays_of
 
     changed = [*([f"network.scheme={scheme}"] if scheme is not None else []), *(settings or [])]
     before = config.load_network(network)
     chosen, _ = config.override(before, config.load_recipe(recipe, before.scheme), changed)
     chosen, plan = config.override(before, config.load_recipe(recipe, chosen.scheme), changed)
+    arrays_of(chosen.arrays)
     origins = _origins(network, recipe, chosen.scheme) | _set(changed)
     if scheme is not None:
         origins["network", "scheme"] = "--scheme"
@@ -70,11 +73,14 @@ def show(
     if json:
         console.print_json({"settings": rows})
         return
-    widest = max(len(row["key"]) for row in rows)
-    shown = [_shown(row["value"]) for row in rows]
-    width = max(len(value) for value in shown)
-    for row, value in zip(rows, shown, strict=True):
-        console.show(f"{row['key']:<{widest}}  {value:<{width}}  {row['from']}")
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(row["key"], _shown(row["value"]), row["from"])
+    console.out().print(table)
 
 
 @app.command("validate")
@@ -237,15 +243,17 @@ def _arrays(file: Path, specification: Any) -> None:
     try:
         arrays_of(specification)
     except ConfigError as error:
-        error.problems = tuple(f"{file}: {line}" for line in error.problems or (error.message,))
+        error.problems = tuple(f"{file}: {line}" for line in error.lines())
         raise
 
 
 def _override(settings: list[str]) -> None:
     from rapa_cli import config
+    from rapa_cli.analog.specification import arrays_of
 
     network = config.load_network("full")
-    config.override(network, config.load_recipe("short", network.scheme), settings)
+    changed, _ = config.override(network, config.load_recipe("short", network.scheme), settings)
+    arrays_of(changed.arrays)
 
 
 def _errors(*checks: Callable[[], object]) -> list[str]:
@@ -254,5 +262,5 @@ def _errors(*checks: Callable[[], object]) -> list[str]:
         try:
             check()
         except ConfigError as error:
-            found += error.problems or (error.message,)
+            found += error.lines()
     return list(dict.fromkeys(found))

@@ -13,6 +13,7 @@ from rapa_cli import console
 from rapa_cli.errors import commas
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
     from rapa_cli.analysis.planning import Plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rapa_cli.training.loop import Sums
 
 STEPS = 10
+_MEANINGS = {"n_p": "patches of an image", "k": "weights of a filter", "cycles": "operations in sequence"}
 _TEST_IMAGES = 200
 
 
@@ -209,8 +211,10 @@ def _show(document: dict[str, Any]) -> None:
     console.show(f"network     {document['network']}, {tiling}{pooling}, {document['parameters']:,} parameters")
     console.show(f"data        {document['data']}: {document['train_images']:,} + {document['test_images']:,} images")
     console.show(f"            {shape}, {document['classes']} classes\n")
-    console.out().print(_table(document["layers"]))
-    console.show("\nn_p: patches of an image; k: weights of a filter; cycles: operations one after the other\n")
+    table = _table(document["layers"])
+    console.out().print(table)
+    notes = [f"{column.header}: {_MEANINGS[column.header]}" for column in table.columns if column.header in _MEANINGS]
+    console.out().print(f"\n{'; '.join(notes)}\n")
     recipe = {key: value for key, value in document["recipe"].items() if key != "description"}
     for number, line in enumerate(_lines([f"{key} {_plain(value)}" for key, value in recipe.items()])):
         console.show(f"{'' if number else 'recipe':<12}{line}")
@@ -228,7 +232,8 @@ def _show(document: dict[str, Any]) -> None:
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """The layers; with the columns that have room."""
     from rich import box
     from rich.table import Table
 

@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# Triton has no types, and the arguments of its kernels are pointers and constants rather than what Python would see.
 """The tiled convolution in Triton; float32 on CUDA devices.
 
 Patches are sorted by tile on the device and cut into blocks of one tile each. How many blocks there are depends on the
@@ -18,6 +16,9 @@ atomics, and blocks depend on nothing but shapes, so results repeat bit for bit.
   positions at once as fit 32 MB (in the second-level cache of a large GPU), at least one, which is as large as the
   images; then each pixel gathers what was computed for it.
 """
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# Triton has no types, and the arguments of its kernels are pointers and constants rather than what Python would see.
 
 from __future__ import annotations
 

@@ -64,6 +64,14 @@ def test_lines_for_people(rapa: Run) -> None:
     lines = rapa("config", "show", "--set", "lr=0.01").out.splitlines()
     assert ["recipe.lr", "0.01", "--set"] in [line.split() for line in lines]
     assert ["recipe.mirror", "true", "recipes/short.toml"] in [line.split() for line in lines]
+    assert max(map(len, lines)) < 80
+
+
+def test_nothing_is_cut_off_where_there_is_little_room(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = rapa("config", "show").out.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "…" not in "".join(lines)
 
 
 def test_all_files_of_the_package_are_in_order(rapa: Run) -> None:
@@ -93,17 +101,25 @@ def test_all_files_of_the_package_are_in_order(rapa: Run) -> None:
         (
             '[[layers]]\nkind = "conv"\nchannels = 0\nkernel = 3\n[[layers]]\nkind = "reluu"\n',
             "network",
-            ["mine.toml: layers.0.conv.channels: ", "mine.toml: layers.1.kind: "],
+            ["mine.toml: layers.0.channels: ", "mine.toml: layers.1.kind: "],
         ),
         (
             'arrays = "ReRamEX"\n[[layers]]\nkind = "linear"\n',
             "network",
-            ["mine.toml: arrays: there is no preset 'ReRamEX'"],
+            ["mine.toml: arrays: there is no preset 'ReRamEX' (did you mean 'ReRamES'?)"],
         ),
         (
             'preset = "ReRamES"\n[forward]\ninp_ress = 0.1\n',
             "arrays",
-            ["mine.toml: arrays: unknown key 'forward.inp_ress"],
+            ["mine.toml: arrays: unknown key 'forward.inp_ress' (did you mean 'inp_res'?)"],
+        ),
+        (
+            '[device]\nkind = "Vector"\n[[device.unit_cell_devices]]\nkind = "SoftBounds"\ndw_mn = 0.1\n',
+            "arrays",
+            [
+                "mine.toml: arrays: unknown key 'device.unit_cell_devices.0.dw_mn' (did you mean 'dw_min'?)",
+                "mine.toml: arrays: device.unit_cell_devices: ",
+            ],
         ),
         ('preset = "ReRamES"\n[forward]\ninp_res = 0.01\n', "arrays", []),
         ("lr = [", None, ["mine.toml is not TOML"]),
@@ -127,11 +143,14 @@ def test_settings(rapa: Run) -> None:
     outcome = rapa("config", "validate", *words)
     assert outcome.code == 2
     assert outcome.out.splitlines() == [
-        "--set pol=max: unknown key 'pol'",
+        "--set pol=max: unknown key 'pol' (did you mean 'pool'?)",
         "--set epochs: there is no '='",
         "settings: network.pool: input should be 'max', 'average', 'mixed' or 'stochastic', got 'maxx' "
         "(did you mean 'max'?)",
     ]
+    outcome = rapa("config", "validate", "--set", "network.arrays=ReRamEX")
+    assert (outcome.code, outcome.out) == (2, "arrays: there is no preset 'ReRamEX' (did you mean 'ReRamES'?)\n")
+    refused(rapa("config", "show", "--set", "network.arrays=ReRamEX"), 2, "no preset 'ReRamEX'", "'ReRamES'")
     assert rapa("config", "validate", "--set", "lr=0.1").out == "settings: in order\n"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.commands.conftest import TRAIN, Run, refused
 
 SCHEME = ["--scheme", "random", "--tiles", "4"]
@@ -58,6 +60,21 @@ def test_shapes_fit_each_other(rapa: Run) -> None:
         if layer["n_p"] is not None:
             channels, height, width = layer["shape"]
             assert (channels, height * width) == (layer["c_out"], layer["n_p"])
+
+
+@pytest.mark.parametrize(("columns", "explained"), [("80", {"n_p", "k", "cycles"}), ("40", {"cycles"})])
+def test_what_is_shown_is_explained(
+    rapa: Run, monkeypatch: pytest.MonkeyPatch, columns: str, explained: set[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    heading, note = (
+        line
+        for line in rapa(*TRAIN, *SCHEME, "--dry-run").out.splitlines()
+        if line.startswith("layer ") or "operations in sequence" in line
+    )
+    assert {entry.partition(":")[0] for entry in note.split("; ")} == explained
+    assert explained == {"n_p", "k", "cycles"} & set(heading.split())
+    assert len(note) <= int(columns)
 
 
 def test_an_epoch_of_one_step_is_measured_by_it(rapa: Run) -> None:
