@@ -15,7 +15,7 @@ from rapa_cli.philox import Purpose, Stream, words
 
 # What a threat's number is when none is given; threats that are not here have none.
 _COUNTS = {"eot": 16, "vote-aware": 16}
-_NAMES = ("same-draw", "fresh-draw", "eot", "vote-aware", "transfer", "noise")
+THREATS = ("same-draw", "fresh-draw", "eot", "vote-aware", "transfer", "noise")
 _MOST_DRAWS = 4096
 
 # The stream "attack": 0 and those from 2^20 are the attacker's, 1 to 2^20 score, those from 2^24 judge.
@@ -95,8 +95,8 @@ def parse_threat(text: str) -> Threat:
     """
     found = re.fullmatch(r"\s*([a-z-]*[a-z])[\s:=]*(\d+)?\s*", text.lower())
     name = found[1] if found else text.strip()
-    if name not in _NAMES:
-        raise ConfigError(f"threat: there is no '{name}'", hint=suggestion(name, _NAMES))
+    if name not in THREATS:
+        raise ConfigError(f"threat: there is no '{name}'", hint=suggestion(name, THREATS))
     assert found
     if name not in _COUNTS:
         if found[2] is not None:

@@ -60,6 +60,7 @@ def attack(
     snr_space: Annotated[
         str | None,
         typer.Option(
+            autocompletion=completion.spaces,
             metavar="NAME",
             show_default="raw",
             help="Pixels that the ratio is of: raw, or standardized by the network's own constants.",
@@ -70,11 +71,17 @@ def attack(
     ] = False,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="LIST", show_default="fgsm", help="fgsm, pgd, eotpgd, square, noise and others."),
+        typer.Option(
+            autocompletion=completion.method_list,
+            metavar="LIST",
+            show_default="fgsm",
+            help="fgsm, pgd, eotpgd, square, noise and others.",
+        ),
     ] = None,
     threat: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=completion.threats,
             metavar="NAME",
             show_default="fresh-draw",
             help="What the attacker knows of the draws: same-draw, fresh-draw, eot:K, vote-aware:N, transfer or noise; "

@@ -23,6 +23,12 @@ EXPERIMENTS = ("table1", "table2", "figure2", "figure3", "figure4", "large", "ti
 WAYS = ("norm", "winner", "mean", "first")
 FORMS = ("onnx", "torch-export", "state-dict", "aihwkit")
 KINDS = ("network", "recipe", "arrays")
+METHODS = (
+    *("fgsm", "noise", "pgd", "pgd-l2", "eotpgd", "eotpgd-l2", "square"),
+    *("apgd-ce", "apgd-dlr", "apgd-ce-l2", "apgd-dlr-l2", "autoattack-rand", "cw", "deepfool"),
+)
+THREATS = ("same-draw", "fresh-draw", "eot", "vote-aware", "transfer", "noise")
+SPACES = ("raw", "standardized")
 _CELLS = ("ReRamES", "ReRamSB", "Capacitor", "EcRam", "EcRamMO", "Idealized")
 PRESETS = (
     *_CELLS,
@@ -129,6 +135,9 @@ arrays = _offering(lambda: ("ideal", *PRESETS))
 experiments = _offering(lambda: (*EXPERIMENTS, "all"))
 ways = _offering(lambda: WAYS)
 forms = _offering(lambda: FORMS)
+method_list = _listing(lambda: METHODS)
+threats = _offering(lambda: THREATS)
+spaces = _offering(lambda: SPACES)
 kinds = _offering(lambda: KINDS)
 splits = _offering(lambda: ("train", "test"))
 devices = _offering(lambda: ("auto", "cpu", "cuda", "mps"))

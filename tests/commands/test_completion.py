@@ -13,6 +13,9 @@ import pytest
 from rapa_cli import config, resources
 from rapa_cli.analog.presets import INFERENCE_PRESETS, PRESETS
 from rapa_cli.analysis.reduction import WAYS
+from rapa_cli.attacks.methods import METHODS
+from rapa_cli.attacks.snr import SPACES
+from rapa_cli.attacks.threat import THREATS
 from rapa_cli.commands import completion
 from rapa_cli.data import catalog
 from rapa_cli.experiments.catalog import EXPERIMENTS
@@ -37,6 +40,9 @@ def test_the_names_written_down_are_those_there_are() -> None:
     assert tuple(SUFFIXES) == completion.FORMS
     assert completion.WAYS == WAYS
     assert completion.MANIFEST == MANIFEST
+    assert completion.METHODS == METHODS
+    assert completion.SPACES == SPACES
+    assert completion.THREATS == THREATS
     scalings: tuple[str, ...] = config.Recipe.model_fields["lr_scaling"].annotation.__args__  # type: ignore[union-attr]
     assert completion.scalings("") == sorted(scalings)
 
@@ -77,6 +83,7 @@ def test_what_stands_for_checkpoints(place: Path) -> None:
 
 def test_lists_are_completed_at_their_end() -> None:
     assert completion.scheme_list("none,random") == ["none,random", "none,random-fixed"]
+    assert completion.method_list("fgsm,eot") == ["fgsm,eotpgd", "fgsm,eotpgd-l2"]
     assert completion.pool_list("max,") == ["max,average", "max,mixed", "max,stochastic"]
 
 
