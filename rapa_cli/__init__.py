@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rapa_cli.analog.presets import preset
     from rapa_cli.analysis.evaluation import evaluate
     from rapa_cli.analysis.overview import plan, similarity
     from rapa_cli.analysis.reduction import reduce
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from rapa_cli.data.catalog import open_data
     from rapa_cli.exporting.files import export
     from rapa_cli.exporting.graph import assignments
-    from rapa_cli.keyed import draws
+    from rapa_cli.keyed import KeyedLayer, draws
     from rapa_cli.layers.linear import AnalogLinear
+    from rapa_cli.philox import Purpose
     from rapa_cli.tiling.conv import TiledConv2d
     from rapa_cli.tiling.conversion import convert
+    from rapa_cli.tiling.schemes import Scheme
     from rapa_cli.training.request import resume, train
     from rapa_cli.training.sgd import AnalogSGD
 
@@ -31,7 +34,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AnalogLinear",
     "AnalogSGD",
+    "KeyedLayer",
     "Level",
+    "Purpose",
+    "Scheme",
     "TiledConv2d",
     "__version__",
     "assignments",
@@ -43,6 +49,7 @@ __all__ = [
     "load",
     "open_data",
     "plan",
+    "preset",
     "reduce",
     "resume",
     "similarity",
@@ -54,7 +61,10 @@ __all__ = [
 _HOMES = {
     "AnalogLinear": "rapa_cli.layers.linear",
     "AnalogSGD": "rapa_cli.training.sgd",
+    "KeyedLayer": "rapa_cli.keyed",
     "Level": "rapa_cli.attacks.records",
+    "Purpose": "rapa_cli.philox",
+    "Scheme": "rapa_cli.tiling.schemes",
     "TiledConv2d": "rapa_cli.tiling.conv",
     "assignments": "rapa_cli.exporting.graph",
     "attack": "rapa_cli.attacks.evaluation",
@@ -65,6 +75,7 @@ _HOMES = {
     "load": "rapa_cli.checkpoint",
     "open_data": "rapa_cli.data.catalog",
     "plan": "rapa_cli.analysis.overview",
+    "preset": "rapa_cli.analog.presets",
     "reduce": "rapa_cli.analysis.reduction",
     "resume": "rapa_cli.training.request",
     "similarity": "rapa_cli.analysis.overview",
