@@ -40,6 +40,7 @@ def page(markdown: str) -> str:
         "commands": commands,
         "keys": partial(keys, shown),
         "names": names,
+        "results": results,
         "docstring": docstring,
     }
 
@@ -193,6 +194,21 @@ def names() -> str:
     """The public names, for mkdocstrings to describe."""
     found = sorted((name for name in rapa_cli.__all__ if not name.startswith("_")), key=str.lower)
     return "\n\n".join(f"::: rapa_cli.{name}" for name in found)
+
+
+def results() -> str:
+    """The classes of what the public functions return, for mkdocstrings likewise."""
+    public = {getattr(rapa_cli, name) for name in rapa_cli.__all__}
+    functions = [each for each in public if inspect.isfunction(each)]
+    kinds = {
+        getattr(inspect.getmodule(function), word, None)
+        for function in functions
+        for word in re.findall(r"\w+", str(function.__annotations__["return"]))
+    }
+    ours = (kind for kind in kinds - public if isinstance(kind, type) and kind.__module__.startswith("rapa_cli."))
+    return "\n\n".join(
+        f"::: {kind.__module__}.{kind.__name__}" for kind in sorted(ours, key=lambda kind: kind.__name__)
+    )
 
 
 def docstring(module: str) -> str:

@@ -207,6 +207,10 @@ def test_the_reference_names_every_key_and_every_public_name() -> None:
     assert "| `momentum` | number ≥ 0, &lt; 1 | `0` | of SGD; 0 is plain SGD. |" in text
     names = re.findall(r"^::: rapa_cli\.(\w+)$", generated.page(PAGES["docs/reference/python.md"]), re.MULTILINE)
     assert set(names) == {name for name in rapa_cli.__all__ if not name.startswith("_")}
+    returned = re.findall(
+        r"^::: rapa_cli\.\S+\.(\w+)$", generated.page(PAGES["docs/reference/python.md"]), re.MULTILINE
+    )
+    assert {"DataSet", "Evaluation", "Plan", "Point", "Trained", "VoteResult"} <= set(returned)
     assert all("<!-- generated" not in generated.page(page) for page in PAGES.values())
 
 
