@@ -60,9 +60,13 @@ class Draw:
             part: what of a layer's work it is for; each has a generator of its own.
             place: torch's device of the numbers.
         """
-        low, high = self.words(Purpose.ANALOG_SEED, count=2, first_block=part).sum(0).tolist()
+        return torch.Generator(place).manual_seed(self.batch_seed(Purpose.ANALOG_SEED, first_block=part))
+
+    def batch_seed(self, purpose: Purpose, *, first_block: int = 0) -> int:
+        """A seed in [0, 2^63) for the whole batch."""
         # Sums over the images: the same for a batch in any order.
-        return torch.Generator(place).manual_seed((low % 2**32) | (high % 2**31) << 32)
+        low, high = self.words(purpose, count=2, first_block=first_block).sum(0).tolist()
+        return (low % 2**32) | (high % 2**31) << 32
 
 
 class KeyedLayer(nn.Module):
@@ -174,11 +178,9 @@ def global_generator(*, seed: int, draw: int, images: Tensor) -> Iterator[None]:
         draw: the epoch.
         images: ids of the images in the batch, int64, shape (B,).
     """
-    key = Draw(seed, draw, images, Stream.TRAIN).words(Purpose.MODULE, count=2).sum(0).tolist()
-    devices = [images.device] if images.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        # Sums over the images: the same for a batch in any order.
-        torch.manual_seed((key[0] % 2**32) | (key[1] % 2**31) << 32)
+    own = Draw(seed, draw, images, Stream.TRAIN).batch_seed(Purpose.MODULE)
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(own)
         yield
 
 

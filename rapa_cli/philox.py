@@ -133,9 +133,13 @@ def generator(purpose: Purpose, seed: int, *, layer: int = 0, draw: int = 0) -> 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:
     """The order in which an epoch visits `size` images: int64, shape (size,), every order equally likely."""
-    ids = torch.arange(size)
-    high, low = words(Purpose.SHUFFLE, seed, images=ids, count=2, draw=epoch).unbind(1)
-    # Two words make ties between images practically impossible; those left are broken by the id.
+    return random_order(Purpose.SHUFFLE, seed, torch.arange(size), draw=epoch)
+
+
+def random_order(purpose: Purpose, seed: int, images: Tensor, *, draw: int = 0) -> Tensor:
+    """Places of images in a random order, int64 (B,); of two images with their ids (B,) the same always comes first."""
+    high, low = words(purpose, seed, images=images, count=2, draw=draw).unbind(1)
+    # Two words make ties between images practically impossible; those left are broken by the place.
     return torch.argsort((high << 31) | (low >> 1), stable=True)
 
 

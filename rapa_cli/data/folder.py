@@ -20,7 +20,7 @@ from rapa_cli.data.image_files import GREY, READABLE, Files, names_in
 from rapa_cli.data.images import IMAGENET_MEAN, IMAGENET_STD, DataSet, Progress, Split, silent
 from rapa_cli.data.stream import StreamedImages
 from rapa_cli.errors import FileError
-from rapa_cli.philox import Purpose, words
+from rapa_cli.philox import Purpose, random_order
 
 TEST_SHARE = 6
 _EVERY = 250
@@ -182,9 +182,7 @@ def _kept(folder: str, names: Sequence[str]) -> set[int]:
     # Bytes of a name that are no text come as halves of surrogate pairs.
     paths = [f"{folder}/{name}".encode("utf-8", "surrogateescape") for name in names]
     ids = torch.tensor([zlib.crc32(path) for path in paths])
-    first, second = words(Purpose.DATA, 0, images=ids, count=2).unbind(1)
-    order = torch.argsort((first << 31) | (second >> 1), stable=True)
-    return set(order[: max(1, round(len(names) / TEST_SHARE))].tolist())
+    return set(random_order(Purpose.DATA, 0, ids)[: max(1, round(len(names) / TEST_SHARE))].tolist())
 
 
 def _folders(path: Path) -> list[Path]:
