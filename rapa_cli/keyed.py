@@ -66,7 +66,7 @@ class Draw:
         """A seed in [0, 2^63) for the whole batch."""
         # Sums over the images: the same for a batch in any order.
         low, high = self.words(purpose, count=2, first_block=first_block).sum(0).tolist()
-        return (low % 2**32) | (high % 2**31) << 32
+        return int((low % 2**32) | (high % 2**31) << 32)
 
 
 class KeyedLayer(nn.Module):
