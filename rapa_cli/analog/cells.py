@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rapa_cli.analog.device import PulsedBase, Shape, State, addresses
 from rapa_cli.analog.merged import Chunk, Moments
-from rapa_cli.analog.noise import gauss, uniform
+from rapa_cli.analog.noise import gauss, numbers
 from rapa_cli.analog.parameters import Compat, Named, PulseType, UpdateParameters
 from rapa_cli.analog.steps import AnyPulsed
 from rapa_cli.analog.update import Pairs, Rule, coincidences
@@ -139,8 +139,7 @@ class VectorUnitCell(Cell):
         if self.update_policy is UpdatePolicy.SINGLE_SEQUENTIAL:
             state["turn"][tiles] = (state["turn"][tiles] + 1) % devices
         elif self.update_policy is UpdatePolicy.SINGLE_RANDOM:
-            chance = uniform(torch.empty(len(tiles), device=tiles.device), generator)
-            state["turn"][tiles] = (chance * devices).long().clamp_max(devices - 1)
+            state["turn"][tiles] = numbers(len(tiles), devices, generator, tiles.device)
         for k, device in enumerate(self.unit_cell_devices):
             due = counts
             if self.update_policy is not UpdatePolicy.ALL:
@@ -197,8 +196,7 @@ class VectorUnitCell(Cell):
         if self.update_policy is UpdatePolicy.SINGLE_SEQUENTIAL:
             state["turn"].copy_((state["turn"] + pairs) % devices)
         else:
-            chance = uniform(torch.empty(len(pairs), device=pairs.device), generator)
-            last = (chance * devices).long().clamp_max(devices - 1)
+            last = numbers(len(pairs), devices, generator, pairs.device)
             state["turn"].copy_(torch.where(pairs > 0, last, state["turn"]))
 
 

@@ -381,17 +381,14 @@ class PulsedDevice(PulsedBase):
         order = torch.argsort(counts.abs(), descending=True, stable=True)
         where, counts = where[order], counts[order]
         parameters = {name: values.view(-1)[where] for name, values in state.items()}
-        kept = _kept(state).view(-1)
-        w, up, pulses = kept[where], counts > 0, counts.abs()
+        w, up, pulses = _kept(state).view(-1)[where], counts > 0, counts.abs()
         # Devices with most pulses come first: those that still have pulses left are a slice.
         left = [int((pulses > k).sum()) for k in range(int(pulses[0]))] if len(pulses) else []
         for n in left:
             part = {name: values[:n] for name, values in parameters.items()}
             noise = self.dw_min_std * gauss(w[:n], generator) if self.dw_min_std > 0 else 0.0
             w[:n] = self.within(w[:n] + self.step(w[:n], up[:n], part, noise), part)
-        kept[where] = w
-        if "hidden" in state:
-            state["weight"].view(-1)[where] = w + self.noise_of_writing() * gauss(w, generator)
+        self._keep(state, where, w, generator)
 
     def update(self, state: State, pairs: Pairs, rule: Rule, generator: torch.Generator) -> None:
         """Pulses for one pair of each tile; NONE_WITH_DEVICE adds the exact product and cuts it to the bounds."""
@@ -473,10 +470,13 @@ class PulsedDevice(PulsedBase):
         target = parameters["reset_bias"]
         if self.reset_std > 0:
             target = target + self.reset_std * gauss(target, generator)
-        target = self.within(target, parameters)
-        _kept(state).view(-1)[where] = target
+        self._keep(state, where, self.within(target, parameters), generator)
+
+    def _keep(self, state: State, where: Tensor, w: Tensor, generator: torch.Generator) -> None:
+        """Sets what some devices keep; what is read of them has new write noise."""
+        _kept(state).view(-1)[where] = w
         if "hidden" in state:
-            state["weight"].view(-1)[where] = target + self.noise_of_writing() * gauss(target, generator)
+            state["weight"].view(-1)[where] = w + self.noise_of_writing() * gauss(w, generator)
 
     def after_step(self, state: State, generator: torch.Generator) -> None:
         """Decay w <- (w - b) s + b with b the reset value and s = 1 - 1 / lifetime; diffusion; then the bounds."""
@@ -509,7 +509,7 @@ def addresses(counts: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
 def pulse_lines(
     device: Pulsable,
     state: State,
-    shape: Shape,
+    shape: Sequence[int],
     tiles: Tensor,
     lines: Tensor,
     change: Tensor,

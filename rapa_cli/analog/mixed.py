@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rapa_cli.analog.cells import named, part, times_due
 from rapa_cli.analog.device import Device, Shape, State, pulse_lines
-from rapa_cli.analog.noise import rounded, uniform
+from rapa_cli.analog.noise import numbers, rounded
 from rapa_cli.analog.onesided import OneSidedUnitCell
 from rapa_cli.analog.parameters import PulseType, UpdateParameters
 from rapa_cli.analog.periphery import groups
@@ -116,8 +116,7 @@ class MixedPrecisionCompound(Device):
         count = rows if self.n_rows_per_transfer < 0 else min(self.n_rows_per_transfer, rows)
         start = state["row"][tiles]
         if self.random_row and count < rows:
-            chance = uniform(torch.empty(len(tiles), device=tiles.device), generator)
-            start = (chance * rows).long().clamp_max(rows - 1)
+            start = numbers(len(tiles), rows, generator, tiles.device)
         row = (start[:, None] + torch.arange(count, device=tiles.device)) % rows
         tile_of, row_of = tiles.repeat_interleave(count), row.flatten()
         granularity = self.granularity or self.device.granularity(rule.compat)
@@ -126,8 +125,8 @@ class MixedPrecisionCompound(Device):
         state["chi"][tile_of, row_of] = sums - steps * granularity
         managed = rule.update.model_copy(update={"update_management": True, "update_bl_management": True})
         own = Rule(granularity * self.transfer_lr, managed, rule.compat)
-        devices, shape = part(state, "device"), (len(state["chi"]), rows, state["chi"].shape[2])
-        pulse_lines(self.device, devices, shape, tile_of, row_of, -steps, own, generator, columns=False)
+        devices = part(state, "device")
+        pulse_lines(self.device, devices, state["chi"].shape, tile_of, row_of, -steps, own, generator, columns=False)
         if isinstance(self.device, OneSidedUnitCell):
             self.device.settle(devices, tiles, torch.ones_like(tiles), generator, rule.compat)
         state["row"][tiles] = (start + count) % rows

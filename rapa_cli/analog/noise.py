@@ -19,6 +19,11 @@ def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, dtype=like.dtype, device=generator.device, generator=generator).to(like.device)
 
 
+def numbers(count: int, below: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Independent uniform whole numbers from 0 to `below` - 1, int64 (count,)."""
+    return (uniform(torch.empty(count, device=device), generator) * below).long().clamp_max(below - 1)
+
+
 def poisson(rates: Tensor, generator: torch.Generator) -> Tensor:
     """Independent Poisson variables with these means."""
     return torch.poisson(rates.to(generator.device), generator=generator).to(rates.device)

@@ -155,7 +155,6 @@ class OneSidedUnitCell(Cell):
             device, devices = self.unit_cell_devices[k], part(state, str(k))
             device.reset_devices(devices, where, generator)
             missing = torch.where(needy & wins, (plus - minus).abs(), 0.0)
-            rule = Rule(1.0, self.refresh_update, compat)
-            shape = (count, rows, columns)
+            rule, shape = Rule(1.0, self.refresh_update, compat), state["weight"].shape
             pulse_lines(device, devices, shape, tile_of, column_of, missing, rule, generator, columns=True)
         return len(where)

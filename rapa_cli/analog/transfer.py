@@ -16,7 +16,7 @@ from torch import Tensor
 from rapa_cli.analog.cells import Cell, named, part, required, times_due
 from rapa_cli.analog.device import Shape, State, pulse_lines
 from rapa_cli.analog.merged import Chunk, Moments
-from rapa_cli.analog.noise import uniform
+from rapa_cli.analog.noise import numbers, uniform
 from rapa_cli.analog.parameters import Compat, IOParameters, UpdateParameters
 from rapa_cli.analog.periphery import Periphery, groups
 from rapa_cli.analog.update import Pairs, Rule
@@ -97,7 +97,7 @@ class TransferCompound(Cell):
         Raises:
             ValueError: a transfer reads more columns or rows than there are.
         """
-        lines = shape[2] if self.transfer_columns else shape[1]
+        lines = self._lines(shape)
         if self.n_reads_per_transfer > lines:
             raise ValueError(f"n_reads_per_transfer: got {self.n_reads_per_transfer}, allowed are 1 to {lines}")
         state = super().draw(shape, generator, place)
@@ -140,7 +140,7 @@ class TransferCompound(Cell):
 
     def _count(self, state: State, chunk: Chunk, generator: torch.Generator) -> None:
         """Counts pairs, and makes the transfers for which it is time."""
-        before, lines = state["updates"].clone(), state["weight"].shape[2 if self.transfer_columns else 1]
+        before, lines = state["updates"].clone(), self._lines(state["weight"].shape)
         state["updates"] += chunk.pairs
         for k in range(len(self.unit_cell_devices) - 1):
             times = times_due(before, chunk.pairs, self._every(k, lines, chunk.batch))
@@ -149,6 +149,10 @@ class TransferCompound(Cell):
             if rate > 0 and bool(times.any()):
                 self._transfer(state, k, times, Rule(rate, self.transfer_update, chunk.compat), generator)
         self.combine(state)
+
+    def _lines(self, shape: Sequence[int]) -> int:
+        """How many columns, or rows, there are to transfer in arrays (tiles, out, in)."""
+        return shape[2 if self.transfer_columns else 1]
 
     def _every(self, k: int, lines: int, batch: Tensor) -> Tensor:
         """Vector pairs from one transfer of device k to the next, int64 (tiles,)."""
@@ -165,15 +169,12 @@ class TransferCompound(Cell):
 
         Different lines of a tile do not depend on each other, and go together.
         """
-        lines = state["weight"].shape[2 if self.transfer_columns else 1]
-        left, most = times * self.n_reads_per_transfer, lines
-        if self.random_selection:
-            most = self.n_reads_per_transfer
+        lines, left = self._lines(state["weight"].shape), times * self.n_reads_per_transfer
+        most = self.n_reads_per_transfer if self.random_selection else lines
         while bool(left.any()):
             start, now = state["slice"][:, k], left.clamp_max(most)
             if self.random_selection:
-                chance = uniform(torch.empty(len(left), device=left.device), generator)
-                start = torch.where(left > 0, (chance * lines).long().clamp_max(lines - 1), start)
+                start = torch.where(left > 0, numbers(len(left), lines, generator, left.device), start)
             tiles = torch.arange(len(left), device=left.device).repeat_interleave(now)
             read = torch.arange(len(tiles), device=left.device) - (now.cumsum(0) - now)[tiles]
             line = (start[tiles] + read) % lines
@@ -208,9 +209,7 @@ class TransferCompound(Cell):
         self, state: State, k: int, tiles: Tensor, line: Tensor, y: Tensor, rule: Rule, generator: torch.Generator
     ) -> None:
         """Changes lines of device k + 1 by lr y."""
-        device, devices = self.unit_cell_devices[k + 1], part(state, str(k + 1))
-        tile_count, rows, columns = state["weight"].shape
-        shape = (tile_count, rows, columns)
+        device, devices, shape = self.unit_cell_devices[k + 1], part(state, str(k + 1)), state["weight"].shape
         pulse_lines(device, devices, shape, tiles, line, y, rule, generator, columns=self.transfer_columns)
 
 
@@ -295,8 +294,7 @@ class BufferedTransferCompound(TransferCompound):
         threshold, most = self.thres_scale * granularity, self.transfer_update.desired_bl
         buffer = state[f"buffer.{k}"]
         if self.auto_granularity > 0:
-            count = buffer.shape[2 if self.transfer_columns else 1]
-            threshold *= self.auto_granularity / (count * (self.transfer_every or 1.0))
+            threshold *= self.auto_granularity / (self._lines(buffer.shape) * (self.transfer_every or 1.0))
         lines = buffer.transpose(1, 2) if self.transfer_columns else buffer
         omega = lines[tiles, line] + lr * y
         steps = torch.trunc(omega / threshold).clamp(-most, most)
