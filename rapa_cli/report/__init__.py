@@ -1,1 +1,1 @@
-"""Figures."""
+"""Figures, and pages of HTML in one file."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from rapa_cli.report import drawing
+from rapa_cli.report.drawing import COLOURS, FEW, RED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,13 +19,10 @@ if TYPE_CHECKING:
 # By the paper; the caption of the figure in Cisse et al. (2017) that it takes it from says 30.
 HUMAN_DB, CISSE_DB = 33.0, 30.0
 
-# Colour-blind safe (Paul Tol's bright and muted): a colour for each network, a dash for each attack.
-_COLOURS = ("#4477aa", "#cc3311", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#777777", "#000000")
+# A colour for each network, a dash for each attack.
 _STYLES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _MARKERS = ("o", "s", "^", "D", "v", "x")
 _THRESHOLD = "#555555"
-# So many curves leave room for a legend among them.
-_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def accuracy_against_snr(curves: Sequence[Curve], title: str, *, space: str, ove
         over: the images that count, in words.
     """
     # A legend of many curves stands below, two to a line.
-    figure = _figure(7.2, 4.6 + (0.1 * len(curves) + 0.2 if len(curves) > _FEW else 0))
+    figure = drawing.new_figure(7.2, 4.6 + (0.1 * len(curves) + 0.2 if len(curves) > FEW else 0))
     axes = figure.add_subplot()
     networks = list(dict.fromkeys(curve.network for curve in curves))
     attacks = list(dict.fromkeys(curve.attack for curve in curves))
@@ -63,7 +62,7 @@ def accuracy_against_snr(curves: Sequence[Curve], title: str, *, space: str, ove
     for curve in curves:
         network, attack = networks.index(curve.network), attacks.index(curve.attack)
         # With one network the attacks have the colours, which tell more than dashes.
-        colour = _COLOURS[(attack if one_network else network) % len(_COLOURS)]
+        colour = COLOURS[(attack if one_network else network) % len(COLOURS)]
         points = sorted(
             (snr, accuracy, *interval)
             for snr, accuracy, interval in zip(curve.snr_db, curve.accuracy, curve.ci95, strict=True)
@@ -77,10 +76,10 @@ def accuracy_against_snr(curves: Sequence[Curve], title: str, *, space: str, ove
             snr,
             accuracy,
             color=colour,
-            linestyle=_STYLES[(attack // len(_COLOURS) if one_network else attack) % len(_STYLES)],
+            linestyle=_STYLES[(attack // len(COLOURS) if one_network else attack) % len(_STYLES)],
             marker=_MARKERS[attack % len(_MARKERS)],
             markersize=4,
-            label=_plain(label),
+            label=drawing.label(label),
         )
         if len(points) > 1:
             axes.fill_between(snr, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -98,12 +97,11 @@ def accuracy_against_snr(curves: Sequence[Curve], title: str, *, space: str, ove
     axes.set_title(
         "\n".join([title, *([", ".join(shared)] if shared else [])]), loc="left", fontsize=10, parse_math=False
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    if len(curves) <= _FEW:
+    drawing.grid(axes)
+    if len(curves) <= FEW:
         axes.legend(frameon=False, fontsize=8, handlelength=3)
     else:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, handlelength=3)
+        drawing.legend_below(figure, handlelength=3)
     return figure
 
 
@@ -138,7 +136,7 @@ def clean_noise_adversarial(clean: Tensor, label: str, examples: Sequence[Exampl
         examples: from weak noise to strong.
         title: of the figure.
     """
-    figure = _figure(1.5 * max(len(examples), 3) + 0.5, 5.4)
+    figure = drawing.new_figure(1.5 * max(len(examples), 3) + 0.5, 5.4)
     grid: Any = figure.subplots(3, len(examples), squeeze=False)
     for column, example in enumerate(examples):
         change = example.adversarial - clean
@@ -148,16 +146,14 @@ def clean_noise_adversarial(clean: Tensor, label: str, examples: Sequence[Exampl
         pictures = (
             (clean, f"{example.asked}\nclean: {label}", "black"),
             (0.5 + factor * change, f"noise x {factor:,.0f}" if largest else "no noise", "black"),
-            (example.adversarial, f"{snr}: {example.predicted}", "black" if example.right else "#cc3311"),
+            (example.adversarial, f"{snr}: {example.predicted}", "black" if example.right else RED),
         )
         for row, (picture, heading, colour) in enumerate(pictures):
             axes = grid[row][column]
             pixels = np.asarray(picture.detach().clamp(0, 1).permute(1, 2, 0))
             axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
             axes.set_title(heading, fontsize=7, color=colour, parse_math=False)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
+            drawing.bare(axes)
     for row, name in enumerate(("clean", "added, stretched", "adversarial")):
         grid[row][0].set_ylabel(name, fontsize=9)
     figure.suptitle(
@@ -167,15 +163,4 @@ def clean_noise_adversarial(clean: Tensor, label: str, examples: Sequence[Exampl
         fontsize=9,
         parse_math=False,
     )
-    return figure
-
-
-def _plain(label: str) -> str:
-    """A label that no formula is read in, and that a legend does not hide."""
-    return label.replace("$", r"\$").removeprefix("_")
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure

@@ -8,39 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from rapa_cli.files import atomic, make_folder
+from rapa_cli.report import drawing
+from rapa_cli.report.drawing import BLUE, RED
 
 if TYPE_CHECKING:
     from rapa_cli.analysis.benchmark import Row
     from rapa_cli.analysis.drift import Drift
     from rapa_cli.analysis.response import Response
 
-_TRAIN, _TEST = "#4477aa", "#cc3311"
-_UP, _DOWN, _SINGLE = "#4477aa", "#cc3311", "#999999"
-_SINGLE_DRAW, _VOTE = "#4477aa", "#cc3311"
+_SINGLE = "#999999"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def learning_curve(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Train and test error in percent against the epoch; `rows` are the rows of a run's metrics."""
-    figure = _figure(6.4, 4.0)
+    figure = drawing.new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in rows]
     best = min(rows, key=lambda row: row["test_error"])
     lowest = f"test (lowest {best['test_error']:.2f} % in epoch {best['epoch']})"
-    for key, label, colour in (("train_error", "train", _TRAIN), ("test_error", lowest, _TEST)):
+    for key, label, colour in (("train_error", "train", BLUE), ("test_error", lowest, RED)):
         errors = [row[key] for row in rows]
         axes.plot(epochs, errors, color=colour, marker="o" if len(rows) < 30 else None, markersize=3, label=label)
-    axes.plot(best["epoch"], best["test_error"], color=_TEST, marker="o", markersize=9, markerfacecolor="none")
+    axes.plot(best["epoch"], best["test_error"], color=RED, marker="o", markersize=9, markerfacecolor="none")
     axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.set(xlabel="epoch", ylabel="error (%)", ylim=(0, 1.1 * max(*axes.get_ylim(), 1)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    drawing.grid(axes)
     axes.legend(frameon=False)
     return figure
 
@@ -49,7 +47,7 @@ def cost_against_tiles(rows: Sequence[Row]) -> Figure:
     """Time of layers, relative to ordinary convolutions, against the tiles of the first layer."""
     rows = [row for row in rows if row.what in ("layers", "arrays")]
     batches = sorted({row.batch for row in rows})
-    figure = _figure(4.2 * len(batches), 3.6)
+    figure = drawing.new_figure(4.2 * len(batches), 3.6)
     for number, batch in enumerate(batches, 1):
         axes = figure.add_subplot(1, len(batches), number)
         chosen = [row for row in rows if row.batch == batch]
@@ -79,17 +77,17 @@ def cost_against_tiles(rows: Sequence[Row]) -> Figure:
 
 def device_response(found: Response, title: str) -> Figure:
     """Weights against pulses up and then down, and beside that the size of a device's step against its weight."""
-    figure = _figure(8.6, 4.2)
+    figure = drawing.new_figure(8.6, 4.2)
     trains, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
     heading = f"{title}\n{found.note}" if found.note else title
-    figure.suptitle(heading, x=0.01, horizontalalignment="left", fontsize=10, parse_math=False)
+    drawing.title(figure, heading)
 
     for number, single in enumerate(found.singles):
         trains.plot(
             found.pulses, single, color=_SINGLE, linewidth=0.7, alpha=0.8, label=None if number else "single ones"
         )
-    trains.fill_between(found.pulses, *found.band, color=_UP, alpha=0.25, linewidth=0, label="10 to 90 % of all")
-    trains.plot(found.pulses, found.mean, color=_UP, linewidth=2, label="mean of all")
+    trains.fill_between(found.pulses, *found.band, color=BLUE, alpha=0.25, linewidth=0, label="10 to 90 % of all")
+    trains.plot(found.pulses, found.mean, color=BLUE, linewidth=2, label="mean of all")
     trains.plot(found.pulses, found.noise_free, color="black", linestyle="--", label="without spread and noise")
     trains.axvline(found.train, color="black", linewidth=0.8, linestyle=":")
     ends = ((found.after_up, "up"), (found.after_down, "down"))
@@ -100,7 +98,7 @@ def device_response(found: Response, title: str) -> Figure:
     trains.xaxis.set_major_formatter("{x:,.0f}")
 
     steps = found.steps
-    curves = [("up", steps.up, steps.up_band, _UP, "-"), ("down", steps.down, steps.down_band, _DOWN, "--")]
+    curves = [("up", steps.up, steps.up_band, BLUE, "-"), ("down", steps.down, steps.down_band, RED, "--")]
     exponent = math.floor(math.log10(max(float(size.max()) for _, size, _, _, _ in curves if size is not None)))
     unit = 10.0**exponent
     for label, size, band, colour, style in curves:
@@ -114,8 +112,7 @@ def device_response(found: Response, title: str) -> Figure:
     sizes.set(xlabel="weight", ylabel=f"size of a step (10{str(exponent).translate(_RAISED)} weight)")
     sizes.set_ylim(bottom=0)
     for axes in (trains, sizes):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        drawing.grid(axes)
         axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -127,7 +124,7 @@ def error_against_time(found: Drift, title: str) -> Figure:
     """
     from rapa_cli.analysis.drift import duration
 
-    figure = _figure(6.4, 4.2)
+    figure = drawing.new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     ages = sorted(found.ages, key=lambda age: age.seconds)
     places = [age.seconds + age.t_0 for age in ages]
@@ -137,8 +134,8 @@ def error_against_time(found: Drift, title: str) -> Figure:
     lines: list[Any] = []
     # The bars of both would else lie on each other.
     for label, colour, marker, points, digital, aside in (
-        ("single draw", _SINGLE_DRAW, "o", singles, found.digital_single, -0.004),
-        (f"vote of {found.votes}", _VOTE, "s", votes, found.digital_vote, 0.004),
+        ("single draw", BLUE, "o", singles, found.digital_single, -0.004),
+        (f"vote of {found.votes}", RED, "s", votes, found.digital_vote, 0.004),
     ):
         beside = [place * (high / low) ** aside for place in places]
         means, errors = zip(*points, strict=True)
@@ -161,8 +158,7 @@ def error_against_time(found: Drift, title: str) -> Figure:
     axes.set(xlabel=f"time after programming (logarithmic, from {ages[0].t_0:g} s)", ylabel="error (%)")
     over = "" if found.repeats == 1 else f"; bars: standard error over {found.repeats} programmings"
     axes.set_title(f"{title}\n{found.images:,} images{over}", loc="left", fontsize=10, parse_math=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    drawing.grid(axes)
     axes.legend(handles=lines, frameon=False, fontsize=8)
     return figure
 
@@ -183,9 +179,3 @@ def write(figure: Figure, folder: Path, name: str) -> list[Path]:
                 figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
             paths.append(path)
     return paths
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# Colour-blind safe (Paul Tol's bright and muted).
-_COLOURS = ("#4477aa", "#cc3311", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#777777", "#ee99aa")
+from rapa_cli.report import drawing
+from rapa_cli.report.drawing import COLOURS
+
+# Of tiles: pink in place of black.
+_TILES = (*COLOURS[:-1], "#ee99aa")
 # Pixels between filters, and between tiles.
 _GAP = 1
 
@@ -45,20 +47,20 @@ def assignments(panels: Sequence[Assigned], *, columns: int = 4) -> Figure:
     """
     across = min(columns, len(panels))
     down = -(-len(panels) // across)
-    figure = _figure(1.3 * across, 1.5 * down)
+    figure = drawing.new_figure(1.3 * across, 1.5 * down)
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot(down, across, number)
         shown = np.ma.masked_less(panel.tile.cpu().numpy(), 0)
         axes.imshow(shown, cmap=tile_colours(panel.tiles), vmin=-0.5, vmax=panel.tiles - 0.5, interpolation="none")
         axes.set_title(panel.title, fontsize=9, parse_math=False)
-        _bare(axes)
+        drawing.bare(axes)
     return figure
 
 
 def tile_colours(tiles: int) -> ListedColormap:
     """A colour for each tile, neighbours in number far apart in hue."""
-    if tiles <= len(_COLOURS):
-        return ListedColormap(_COLOURS[:tiles])
+    if tiles <= len(_TILES):
+        return ListedColormap(_TILES[:tiles])
     # Steps of the golden ratio go around the circle without coming close soon; three lightnesses tell near hues apart.
     hues = [(0.6 + number * (math.sqrt(5) - 1) / 2) % 1 for number in range(tiles)]
     return ListedColormap(
@@ -83,7 +85,7 @@ def filters(weight: Tensor, channels: Sequence[int] | None = None, *, tiles: Seq
     height, width = mosaic.shape[:2]
     inches = 5.0 if len(columns) <= 12 else 9.0
     scale = min((inches - 0.6) / width, 0.6 / weight.shape[-1])
-    figure = _figure(scale * width + 0.6, scale * height + 0.5)
+    figure = drawing.new_figure(scale * width + 0.6, scale * height + 0.5)
     axes = figure.add_subplot()
     axes.imshow(mosaic, interpolation="none")
     step_down, step_right = weight.shape[-2] + _GAP, weight.shape[-1] + _GAP
@@ -134,7 +136,7 @@ def similarities(found: Mapping[str, Mapping[str, float | None]]) -> Figure:
         found: S by layer, by network; None and layers left out have no bar.
     """
     layers = list(dict.fromkeys(layer for by_layer in found.values() for layer in by_layer))
-    figure = _figure(5.0, 3.2)
+    figure = drawing.new_figure(5.0, 3.2)
     axes = figure.add_subplot()
     handles: dict[str, Any] = {}
     width = 0.8 / max(len(found), 1)
@@ -144,9 +146,8 @@ def similarities(found: Mapping[str, Mapping[str, float | None]]) -> Figure:
             if value is None:
                 continue
             middle = place + (number - (len(found) - 1) / 2) * width
-            colour = _COLOURS[number % len(_COLOURS)]
-            # As a label in a legend no formula is read in it, and an underscore does not hide it.
-            handles[network.replace("$", r"\$").removeprefix("_")] = axes.bar(middle, value, 0.9 * width, color=colour)
+            colour = COLOURS[number % len(COLOURS)]
+            handles[drawing.label(network)] = axes.bar(middle, value, 0.9 * width, color=colour)
             offset = (0, 2 if value >= 0 else -2)
             axes.annotate(
                 f"{value:.2f}",
@@ -163,23 +164,8 @@ def similarities(found: Mapping[str, Mapping[str, float | None]]) -> Figure:
     low, high = axes.get_ylim()
     axes.set_ylim(1.1 * min(low, 0), max(1.1 * high, 0.2))
     axes.set_ylabel("similarity S of tiles")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
-    axes.grid(axis="y", alpha=0.3)
+    drawing.grid(axes, axis="y")
     if len(found) > 1:
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=2, frameon=False, fontsize=8
-        )
-    return figure
-
-
-def _bare(axes: Any) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+        drawing.legend_below(figure, handles=list(handles.values()), labels=list(handles))
     return figure

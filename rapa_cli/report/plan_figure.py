@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
+
+from rapa_cli.report import drawing
+from rapa_cli.report.drawing import BLUE, RED
 
 if TYPE_CHECKING:
     from rapa_cli.analysis.analog_time import LayerCost
     from rapa_cli.analysis.planning import Plan
 
-# Colour-blind safe (Paul Tol's bright).
-_COMPUTE, _KERNEL, _UNTILED, _TILED = "#cc3311", "#4477aa", "#bbbbbb", "#4477aa"
+_COMPUTE, _KERNEL, _UNTILED, _TILED = RED, BLUE, "#bbbbbb", BLUE
 # So many cuboids, and numbers on bars, have room beside each other.
 _FEW = 6
 # More cuts than this would fill a cuboid with lines.
@@ -40,10 +41,9 @@ def time_and_compute(plan: Plan, title: str) -> Figure:
     """
     layers = plan.layers
     few = len(layers) <= _FEW
-    figure = Figure(figsize=(8.6, 6.4 if few else 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(8.6, 6.4 if few else 5.4)
     faster = f"{plan.acceleration:.1f} times as fast pipelined, {plan.acceleration_sequential:.1f} one after the other"
-    figure.suptitle(f"{title}\n{faster}", x=0.01, horizontalalignment="left", fontsize=10, parse_math=False)
+    drawing.title(figure, f"{title}\n{faster}")
     if few:
         rows: Any = figure.subfigures(2, 1)
         above, below = rows
@@ -80,8 +80,7 @@ def time_and_compute(plan: Plan, title: str) -> Figure:
         time.xaxis.set_major_locator(MaxNLocator(integer=True))
         time.set_xlabel("convolution, in order")
     for axes in (compute, time):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3, axis="y")
+        drawing.grid(axes, axis="y")
         axes.set_axisbelow(True)
     return figure
 

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rapa_cli.analysis.regularizer import Training
+from rapa_cli.report import drawing
+from rapa_cli.report.drawing import BLUE, RED
 
-# Colour-blind safe (Paul Tol's bright).
-_SCALED, _SAME, _TRAIN, _TEST = "#4477aa", "#cc3311", "#4477aa", "#cc3311"
 _SINGLE, _MEAN, _AVERAGED = "-", "--", ":"
 
 
@@ -25,11 +24,10 @@ def regularizer_against_tiles(rows: Sequence[Mapping[str, Any]], title: str) -> 
         rows: of `run_regularizer`.
         title: of the figure.
     """
-    figure = Figure(figsize=(9.2, 7.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(9.2, 7.6)
     grid: Any = figure.subplots(2, 2, sharex=True)
     size, spread = grid[0]
-    for training, colour in ((Training.SCALED, _SCALED), (Training.SAME, _SAME)):
+    for training, colour in ((Training.SCALED, BLUE), (Training.SAME, RED)):
         # With one tile all of them are 0, which has no place on a logarithmic axis.
         chosen = [row for row in rows if row["training"] == training and row["tiles"] > 1]
         if not chosen:
@@ -45,7 +43,7 @@ def regularizer_against_tiles(rows: Sequence[Mapping[str, Any]], title: str) -> 
     scaled = [row for row in rows if row["training"] == Training.SCALED]
     same = [row for row in rows if row["training"] == Training.SAME]
     control = [row for row in rows if row["training"] == Training.CONTROL]
-    for split, colour in (("train", _TRAIN), ("test", _TEST)):
+    for split, colour in (("train", BLUE), ("test", RED)):
         _line(grid[1][0], scaled, f"{split}_loss", f"{split}, one draw", colour, _SINGLE)
         _line(grid[1][0], scaled, f"mean_{split}_loss", f"{split}, mean weights", colour, _MEAN)
         _line(grid[1][0], scaled, f"averaged_{split}_loss", f"{split}, averaged probability", colour, _AVERAGED)
@@ -63,8 +61,7 @@ def regularizer_against_tiles(rows: Sequence[Mapping[str, Any]], title: str) -> 
         axes.set_xscale("log", base=2)
         axes.set_xticks(tiles, [str(count) for count in tiles])
         axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        drawing.grid(axes)
         if axes.lines and axes in grid[0]:
             axes.legend(frameon=False, fontsize=8)
         elif axes.lines:
@@ -72,7 +69,7 @@ def regularizer_against_tiles(rows: Sequence[Mapping[str, Any]], title: str) -> 
             axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     seeds = len(rows[0]["seed"]) if rows else 0
     over = f"\nmeans over {seeds} seeds, bands of one standard error" if seeds > 1 else ""
-    figure.suptitle(f"{title}{over}", x=0.01, horizontalalignment="left", fontsize=10, parse_math=False)
+    drawing.title(figure, f"{title}{over}")
     return figure
 
 

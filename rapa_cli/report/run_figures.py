@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-# Colour-blind safe (Paul Tol's bright and muted), a colour for each network as in the figures of attacks.
-_COLOURS = ("#4477aa", "#cc3311", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#777777", "#000000")
+from rapa_cli.report import drawing
+from rapa_cli.report.drawing import COLOURS, FEW
+
 # Not quite grey, which would let the grid through: a page draws greys as a shade of its text.
 _BEFORE = "#98a0aa"
 _SIZE = (5.0, 3.6)
-# So many curves leave room for a legend among them.
-_FEW = 4
 
 
 def learning(runs: Mapping[str, Sequence[Mapping[str, Any]]], what: str, label: str) -> Figure:
@@ -28,10 +26,10 @@ def learning(runs: Mapping[str, Sequence[Mapping[str, Any]]], what: str, label: 
     """
     figure, axes = _figure()
     for number, (name, rows) in enumerate(runs.items()):
-        colour, epochs = _COLOURS[number % len(_COLOURS)], [row["epoch"] for row in rows]
+        colour, epochs = COLOURS[number % len(COLOURS)], [row["epoch"] for row in rows]
         marker = "o" if len(rows) < 30 else None
         test = [row[f"test_{what}"] for row in rows]
-        legend = f"{_plain(name)}, test" if len(runs) > 1 else "test"
+        legend = f"{drawing.label(name)}, test" if len(runs) > 1 else "test"
         axes.plot(epochs, test, color=colour, marker=marker, markersize=3, label=legend)
         axes.plot(
             epochs,
@@ -61,7 +59,7 @@ def intervals(found: Mapping[str, Mapping[str, tuple[float, tuple[float, float]]
     kinds = list(dict.fromkeys(kind for by_kind in found.values() for kind in by_kind))
     figure, axes = _figure(height=1.1 + 0.22 * len(found) * len(kinds) + 0.18 * len(found) * (len(found) > 1))
     for number, (name, by_kind) in enumerate(found.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         for place, kind in enumerate(kinds):
             if kind not in by_kind:
                 continue
@@ -76,7 +74,7 @@ def intervals(found: Mapping[str, Mapping[str, tuple[float, tuple[float, float]]
                 marker="o",
                 markersize=5,
                 capsize=3,
-                label=_plain(name) if kind == next(iter(by_kind)) else None,
+                label=drawing.label(name) if kind == next(iter(by_kind)) else None,
             )
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_ylim(len(kinds) - 0.4, -0.6)
@@ -84,7 +82,7 @@ def intervals(found: Mapping[str, Mapping[str, tuple[float, tuple[float, float]]
     low, high = axes.get_xlim()
     axes.set_xlim(max(0, low), min(100, high))
     if len(found) > 1:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        drawing.legend_below(figure)
     return figure
 
 
@@ -99,8 +97,8 @@ def array_operations(found: Mapping[str, Mapping[str, int]]) -> Figure:
     width = 0.8 / len(found)
     for number, (name, by_layer) in enumerate(found.items()):
         places = [layers.index(layer) + (number - (len(found) - 1) / 2) * width for layer in by_layer]
-        colour = _COLOURS[(number - 1) % len(_COLOURS)] if number else _BEFORE
-        axes.bar(places, list(by_layer.values()), 0.9 * width, color=colour, label=_plain(name))
+        colour = COLOURS[(number - 1) % len(COLOURS)] if number else _BEFORE
+        axes.bar(places, list(by_layer.values()), 0.9 * width, color=colour, label=drawing.label(name))
         for place, value in zip(places, by_layer.values(), strict=True):
             axes.annotate(f"{value:,}", (place, value), (0, 1.5), textcoords="offset points", ha="center", fontsize=7)
     axes.set_yscale("log", base=2)
@@ -110,27 +108,20 @@ def array_operations(found: Mapping[str, Mapping[str, int]]) -> Figure:
     axes.grid(visible=False, axis="x")
     axes.set_xticks(range(len(layers)), layers)
     axes.set_ylabel("array operations, one after another")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    drawing.legend_below(figure)
     return figure
 
 
 def _legend(figure: Figure, axes: Any, curves: int) -> None:
-    if curves <= _FEW:
+    if curves <= FEW:
         axes.legend(frameon=False, fontsize=8)
     else:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-
-
-def _plain(label: str) -> str:
-    """A label that no formula is read in, and that a legend does not hide."""
-    return label.replace("$", r"\$").removeprefix("_")
+        drawing.legend_below(figure)
 
 
 def _figure(height: float = _SIZE[1]) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(_SIZE[0], height)
     axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
-    axes.grid(alpha=0.3)
+    drawing.grid(axes)
     return figure, axes

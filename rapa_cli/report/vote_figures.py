@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from rapa_cli.report import drawing
+from rapa_cli.report.drawing import COLOURS, RED
 
 if TYPE_CHECKING:
     from rapa_cli.analysis.calibration import Calibration, Outcomes
     from rapa_cli.analysis.voting import VoteResult
 
-# Colour-blind safe (Paul Tol's bright), single draws and votes as in the other figures.
-_SINGLE, _VOTE, _SOFT, _GAP = "#4477aa", "#cc3311", "#228833", "#cc3311"
+_SINGLE, _VOTE, _SOFT = COLOURS[:3]
+_GAP = RED
 # More draws than these are shown on a logarithmic axis; single draws have no points of their own any more.
 _MANY = 40
 # So many classes leave room for a number in each field, and for the names.
@@ -33,7 +35,7 @@ def error_against_draws(found: VoteResult, title: str) -> Figure:
         found: of all draws.
         title: of the figure.
     """
-    figure = _figure(6.4, 4.2)
+    figure = drawing.new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     points = found.curve
     n = [point.n for point in points]
@@ -63,8 +65,7 @@ def error_against_draws(found: VoteResult, title: str) -> Figure:
         fontsize=10,
         parse_math=False,
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    drawing.grid(axes)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -78,7 +79,7 @@ def reliability(panels: Mapping[str, Calibration], title: str) -> Figure:
         panels: what is calibrated, by name.
         title: of the figure.
     """
-    figure = _figure(3.0 * len(panels) + 0.4, 4.8)
+    figure = drawing.new_figure(3.0 * len(panels) + 0.4, 4.8)
     grid: Any = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1))
     for (name, found), upper, lower in zip(panels.items(), grid[0], grid[1], strict=True):
         rows = found.rows()
@@ -110,7 +111,7 @@ def reliability(panels: Mapping[str, Calibration], title: str) -> Figure:
     grid[0][0].set_ylabel("accuracy (%)")
     grid[1][0].set_ylabel("share (%)")
     grid[0][0].legend(frameon=False, fontsize=7, loc="upper left")
-    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=10, parse_math=False)
+    drawing.title(figure, title)
     return figure
 
 
@@ -124,14 +125,14 @@ def confusion(single: Outcomes, vote: Outcomes, classes: Sequence[str], title: s
         title: of the figure.
     """
     size = min(max(0.36 * len(classes) + 2.0, 4.0), 10.0)
-    figure = _figure(2 * size + 0.6, size - 0.3)
+    figure = drawing.new_figure(2 * size + 0.6, size - 0.3)
     left, right = figure.subplots(1, 2)
     rates = vote.rates.cpu().numpy()
     _matrix(figure, left, rates, classes, "vote: share of a row (%)", "Blues", 0, 100, "{:.0f}")
     change = rates - single.rates.cpu().numpy()
     most = max(float(np.nan_to_num(np.abs(change)).max()), 1.0)
     _matrix(figure, right, change, classes, "vote less single draw (points)", "RdBu_r", -most, most, "{:+.1f}")
-    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=10, parse_math=False)
+    drawing.title(figure, title)
     return figure
 
 
@@ -151,7 +152,7 @@ def _matrix(
     axes.set_title(title, loc="left", fontsize=9)
     axes.set(xlabel="taken for", ylabel="class")
     every = range(0, len(classes), max(1, math.ceil(len(classes) / _NAMED)))
-    names = [_plain(classes[number]) for number in every]
+    names = [classes[number].replace("$", r"\$") for number in every]
     axes.set_xticks(every, names, rotation=90, fontsize=7)
     axes.set_yticks(every, names, fontsize=7)
     if len(classes) > _NUMBERED:
@@ -162,14 +163,3 @@ def _matrix(
         text = form.format(value)
         if math.isfinite(value) and float(text):
             axes.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
-
-
-def _plain(label: str) -> str:
-    """A name that no formula is read in."""
-    return label.replace("$", r"\$")
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
