@@ -61,31 +61,46 @@ class StochasticPool2d(KeyedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pools activations (B, C, H, W), at least 0, as ReLU leaves them."""
-        windows = self._windows(x)
-        total = windows.sum(-1)
         if not self.training:
-            return windows.square().sum(-1) / torch.where(total > 0, total, 1)
-        batch, *shape = total.shape
-        draw = self.draw_for(batch, x.device)
-        count = shape[0] * shape[1] * shape[2]
-        chance = uniform(draw.words(Purpose.POOLING, count=count)).view(total.shape)
-        reached = windows.detach().cumsum(-1)
-        # A pixel of activation 0 is never picked: its interval of the cumulative sum is empty.
-        picked = (reached <= (chance * reached[..., -1])[..., None]).sum(-1, keepdim=True)
-        last = windows.shape[-1] - 1 - (windows > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
-        return windows.gather(-1, torch.minimum(picked, last)).squeeze(-1)
+            squares, total = (
+                F.avg_pool2d(each, self.kernel, self.stride, ceil_mode=True, divisor_override=1)
+                for each in (x.square(), x)
+            )
+            return squares / torch.where(total > 0, total, 1)
+        padded, size = self._padded(x)
+        picked = self._picked(padded.detach(), size)
+        return padded.flatten(2).gather(2, picked.flatten(2)).view(picked.shape)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
         return f"kernel={self.kernel}, stride={self.stride}"
 
-    def _windows(self, x: Tensor) -> Tensor:
-        """The pixels of each window, (B, C, h, w, kernel²), zeros beyond the border."""
-        out = [pooled_size(size, self.kernel, self.stride) for size in x.shape[2:]]
-        reach = [(size - 1) * self.stride + self.kernel for size in out]
-        x = F.pad(x, (0, max(reach[1] - x.shape[3], 0), 0, max(reach[0] - x.shape[2], 0)))
-        unfolded = x.unfold(2, self.kernel, self.stride).unfold(3, self.kernel, self.stride)
-        return unfolded[:, :, : out[0], : out[1]].flatten(-2)
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images with zeros beyond the border, as far as windows reach, and the size (h, w) of what is pooled."""
+        size = pooled_size(x.shape[2], self.kernel, self.stride), pooled_size(x.shape[3], self.kernel, self.stride)
+        reach = [(each - 1) * self.stride + self.kernel for each in size]
+        return F.pad(x, (0, max(reach[1] - x.shape[3], 0), 0, max(reach[0] - x.shape[2], 0))), size
+
+    def _picked(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """The place of the pixel that each window picks among those of its image and channel, int64 (B, C, h, w)."""
+        height, width = size
+        views = {
+            (top, left): x[
+                :, :, top : top + height * self.stride : self.stride, left : left + width * self.stride : self.stride
+            ]
+            for top in range(self.kernel)
+            for left in range(self.kernel)
+        }
+        total = sum(views.values(), torch.zeros_like(views[0, 0]))
+        chance = uniform(self.draw_for(len(x), x.device).words(Purpose.POOLING, count=total.shape[1:].numel()))
+        wanted, reached = chance.view(total.shape) * total, torch.zeros_like(total)
+        chosen = torch.zeros_like(total, dtype=torch.int32)
+        for (top, left), pixels in views.items():
+            # The last pixel with a share whose interval of the cumulative sum begins below what was drawn.
+            chosen.masked_fill_((reached <= wanted).logical_and_(pixels > 0), top * x.shape[3] + left)
+            reached += pixels
+        rows, columns = (torch.arange(each, device=x.device) * self.stride for each in size)
+        return chosen + rows[:, None] * x.shape[3] + columns
 
 
 def pooled_size(size: int, kernel: int, stride: int) -> int:
