@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rapa_cli.analog.inference import NoiseModel
+from rapa_cli.analog.mapping import scales_to
 from rapa_cli.analog.modifiers import ClipType, RemapType, WeightClip, WeightModifier, WeightRemap
 from rapa_cli.analog.parameters import BoundManagement, IOParameters, Mapping, NoiseManagement, WeightNoise
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
@@ -161,11 +162,11 @@ class AwareArray(nn.Module):
         """Sets the scales for new weights of the layer."""
         if not self._scaled:
             return
-        omega = self.arrays.weight_scaling_omega
-        lines = weights.detach().abs().amax(2)
-        largest = lines if self.arrays.weight_scaling_columnwise else lines.amax(1, keepdim=True)
-        fitting = torch.where(largest > 0, largest / omega, 1.0) if omega > 0 else torch.ones_like(lines)
-        self.scale.copy_(fitting.expand_as(lines))
+        omega, columnwise = self.arrays.weight_scaling_omega, self.arrays.weight_scaling_columnwise
+        if omega > 0:
+            self.scale.copy_(scales_to(omega, weights.detach(), columnwise=columnwise))
+        else:
+            self.scale.fill_(1)
 
 
 def aware_product(

@@ -41,12 +41,66 @@ def equal_split(size: int, largest: int) -> list[int]:
     return [least + 1] * more + [least] * (parts - more)
 
 
+class Grid(NamedTuple):
+    """How a matrix lies on several arrays; what belongs to the parts comes row by row.
+
+    Attributes:
+        out_sizes: output lines of the parts of a column.
+        in_sizes: input lines of the parts of a row.
+    """
+
+    out_sizes: list[int]
+    in_sizes: list[int]
+
+    @classmethod
+    def of(cls, out: int, lines: int, mapping: Mapping) -> Grid:
+        """As few parts as there can be for a matrix (out, lines)."""
+        return cls(equal_split(out, mapping.max_output_size), equal_split(lines, mapping.max_input_size))
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Output and input lines of each part."""
+        return [(rows, columns) for rows in self.out_sizes for columns in self.in_sizes]
+
+    def split(self, weights: Tensor) -> list[Tensor]:
+        """The parts of matrices (tiles, out, lines)."""
+        return [part for row in torch.split(weights, self.out_sizes, 1) for part in torch.split(row, self.in_sizes, 2)]
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Matrices (tiles, out, lines) from their parts."""
+        return torch.cat([torch.cat(row, 2) for row in self._rows(parts)], 1)
+
+    def summed(self, answers: Sequence[Tensor]) -> Tensor:
+        """Outputs (N, out) from what each part answers, (N, output lines of the part): the sum over the inputs."""
+        return torch.cat([sum(row[1:], row[0]) for row in self._rows(answers)], 1)
+
+    def _rows(self, of_parts: Sequence[Tensor]) -> list[list[Tensor]]:
+        columns = len(self.in_sizes)
+        return [list(of_parts[first : first + columns]) for first in range(0, len(of_parts), columns)]
+
+
+def scales_to(omega: float, weights: Tensor, *, columnwise: bool) -> Tensor:
+    """What a weight of 1 on an array counts, so that the largest |w| on it is omega; 1 where all weights are 0.
+
+    Args:
+        omega: above 0.
+        weights: (tiles, out, lines).
+        columnwise: whether each output line has a scale of its own, and not each tile.
+
+    Returns:
+        (tiles, out).
+    """
+    lines = weights.abs().amax(2)
+    largest = lines if columnwise else lines.amax(1, keepdim=True).expand_as(lines)
+    return torch.where(largest > 0, largest / omega, 1.0)
+
+
 class MappedBank:
     """Matrices of any size on a grid of banks, with the same calls as `AnalogBank`.
 
     Args:
-        arrays: what the arrays are made of; with a mapping scale alpha, pulses are for d / alpha.
-        mapping: how matrices are put on them.
+        arrays: what the arrays are made of, and by `mapping` how matrices are put on them; with a mapping scale alpha,
+            pulses are for d / alpha.
         tiles: number of matrices.
         out_size: their rows.
         in_size: their columns.
@@ -54,8 +108,7 @@ class MappedBank:
         place: torch's device.
 
     Attributes:
-        in_sizes: columns of the parts.
-        out_sizes: rows of the parts.
+        grid: how matrices are split.
         banks: the parts, row by row of the grid.
         scales: alpha of each part, (tiles, rows of the part).
         input_range: r, a tensor of one number, 0 for none; may be changed in place.
@@ -68,20 +121,18 @@ class MappedBank:
     def __init__(
         self,
         arrays: Arrays,
-        mapping: Mapping,
         tiles: int,
         out_size: int,
         in_size: int,
         generator: torch.Generator,
         place: torch.device | str = "cpu",
     ) -> None:
-        self.arrays, self.mapping, self.tiles, self.out_size, self.in_size = arrays, mapping, tiles, out_size, in_size
-        self.out_sizes = equal_split(out_size, mapping.max_output_size)
-        self.in_sizes = equal_split(in_size, mapping.max_input_size)
-        grid = [(rows, columns) for rows in self.out_sizes for columns in self.in_sizes]
-        self.banks = [AnalogBank(arrays, tiles, rows, columns, generator, place) for rows, columns in grid]
-        self.scales = [torch.ones(tiles, rows, device=place) for rows, _ in grid]
-        self.input_range = torch.tensor(mapping.input_range, device=place)
+        self.arrays, self.tiles, self.out_size, self.in_size = arrays, tiles, out_size, in_size
+        self.grid = Grid.of(out_size, in_size, arrays.mapping)
+        shapes = self.grid.shapes
+        self.banks = [AnalogBank(arrays, tiles, rows, columns, generator, place) for rows, columns in shapes]
+        self.scales = [torch.ones(tiles, rows, device=place) for rows, _ in shapes]
+        self.input_range = torch.tensor(arrays.mapping.input_range, device=place)
         self.state: State = {"input_range": self.input_range}
         for p, (bank, scale) in enumerate(zip(self.banks, self.scales, strict=True)):
             self.state.update({f"{p}.{name}": values for name, values in bank.state.items()})
@@ -90,9 +141,7 @@ class MappedBank:
     def get_weights(self) -> Tensor:
         """The weights as they are read, with their scales: (tiles, out, in)."""
         parts = [scale[:, :, None] * bank.get_weights() for bank, scale in zip(self.banks, self.scales, strict=True)]
-        columns = len(self.in_sizes)
-        rows = [torch.cat(parts[first : first + columns], 2) for first in range(0, len(parts), columns)]
-        return torch.cat(rows, 1)
+        return self.grid.joined(parts)
 
     def set_weights(self, weights: Tensor, generator: torch.Generator) -> None:
         """Scales and writes weights.
@@ -107,14 +156,11 @@ class MappedBank:
         shape = (self.tiles, self.out_size, self.in_size)
         if tuple(weights.shape) != shape:
             raise ValueError(f"weights: got shape {tuple(weights.shape)}, allowed is {shape}")
-        weights = weights.detach()
-        parts = [part for row in torch.split(weights, self.out_sizes, 1) for part in torch.split(row, self.in_sizes, 2)]
-        omega = self.mapping.weight_scaling_omega
-        for part, bank, scale in zip(parts, self.banks, self.scales, strict=True):
+        mapping = self.arrays.mapping
+        omega, columnwise = mapping.weight_scaling_omega, mapping.weight_scaling_columnwise
+        for part, bank, scale in zip(self.grid.split(weights.detach()), self.banks, self.scales, strict=True):
             if omega > 0:
-                lines = part.abs().amax(2)
-                largest = lines if self.mapping.weight_scaling_columnwise else lines.amax(1, keepdim=True)
-                scale.copy_(torch.where(largest > 0, largest / omega, 1.0).expand_as(scale))
+                scale.copy_(scales_to(omega, part, columnwise=columnwise))
             bank.set_weights(part / scale[:, :, None], generator)
 
     def forward(
@@ -123,14 +169,11 @@ class MappedBank:
         """Reads y = W x for each vector: x (N, in) in the order of tiles, `sizes` vectors of each."""
         x, bound = x.detach(), float(self.input_range)
         inside = x.abs() <= bound if bound > 0 else torch.ones_like(x, dtype=torch.bool)
-        inputs = torch.split(x.clamp(-bound, bound) / bound if bound > 0 else x, self.in_sizes, 1)
+        inputs = torch.split(x.clamp(-bound, bound) / bound if bound > 0 else x, self.grid.in_sizes, 1)
         readings = [
             bank.forward(inputs[p % len(inputs)], sizes, generator, noise=noise) for p, bank in enumerate(self.banks)
         ]
-        values = [self._scaled(p, reading.values, sizes) for p, reading in enumerate(readings)]
-        columns = len(self.in_sizes)
-        rows = [sum(values[first + 1 : first + columns], values[first]) for first in range(0, len(values), columns)]
-        y = torch.cat(rows, 1)
+        y = self.grid.summed([self._scaled(p, reading.values, sizes) for p, reading in enumerate(readings)])
         return MappedReading(y * bound if bound > 0 else y, tuple(readings), inside)
 
     def backward(
@@ -143,8 +186,8 @@ class MappedBank:
         noise: bool = True,
     ) -> Tensor:
         """Reads dL/dx: d (N, out) in the order of tiles; inputs outside the range have gradient 0."""
-        outputs = torch.split(d.detach(), self.out_sizes, 1)
-        columns = len(self.in_sizes)
+        outputs = torch.split(d.detach(), self.grid.out_sizes, 1)
+        columns = len(self.grid.in_sizes)
         sums: list[Tensor | None] = [None] * columns
         for p, bank in enumerate(self.banks):
             part = self._scaled(p, outputs[p // columns], sizes)
@@ -160,10 +203,10 @@ class MappedBank:
         With an input range r, y = r alpha W clamp(x) / r, so that the change of W is for clamp(x).
         """
         bound = float(self.input_range)
-        inputs = torch.split(x.detach().clamp(-bound, bound) if bound > 0 else x.detach(), self.in_sizes, 1)
-        outputs = torch.split(d.detach(), self.out_sizes, 1)
+        inputs = torch.split(x.detach().clamp(-bound, bound) if bound > 0 else x.detach(), self.grid.in_sizes, 1)
+        outputs = torch.split(d.detach(), self.grid.out_sizes, 1)
         for p, bank in enumerate(self.banks):
-            row, column = divmod(p, len(self.in_sizes))
+            row, column = divmod(p, len(inputs))
             bank.update(inputs[column], self._scaled(p, outputs[row], sizes, inverse=True), sizes, lr, generator)
 
     def load_state(self, state: State) -> None:
@@ -190,7 +233,7 @@ class MappedBank:
 
     def _scaled(self, p: int, values: Tensor, sizes: Sequence[int], *, inverse: bool = False) -> Tensor:
         """Vectors of output lines (N, rows) times the scales of their tiles."""
-        if self.mapping.weight_scaling_omega <= 0:
+        if self.arrays.mapping.weight_scaling_omega <= 0:
             return values
         scale = 1 / self.scales[p] if inverse else self.scales[p]
         return values * scale.repeat_interleave(torch.tensor(sizes, device=scale.device), 0)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rapa_cli.analog import passes
 from rapa_cli.analog.aware import AwareArray, InferenceArrays, aware_product
 from rapa_cli.analog.bank import AnalogBank, Arrays
-from rapa_cli.analog.mapping import MappedBank, MappedReading, equal_split
+from rapa_cli.analog.mapping import Grid, MappedBank, MappedReading
 from rapa_cli.analog.merged import Chunk
 from rapa_cli.analog.modifiers import ClipType, RemapType
 from rapa_cli.analog.noise import any_generator
@@ -156,7 +156,7 @@ class PulsedMatrices(nn.Module):
     def draw(self, generator: torch.Generator) -> None:
         """Puts new devices in the place of the old ones; their weights are 0."""
         place = self.pulses.device
-        self.bank = MappedBank(self.arrays, self.arrays.mapping, *self._shape, generator, place)
+        self.bank = MappedBank(self.arrays, *self._shape, generator, place)
 
     def read(self, x: Tensor, call: Call) -> Tensor:
         """The products of all patches, (B, out, h, w), from images (B, C, H, W).
@@ -388,6 +388,7 @@ class AwareMatrices(AwareArray):
     Attributes:
         part: the parts of split matrices, row by row of their grid, which then hold the scales, what is read in place
             of weights, and the compensation; None where matrices are whole.
+        grid: how matrices are split.
         input_range: parameter, r, or None.
         noise: whether readings have noise.
     """
@@ -395,15 +396,13 @@ class AwareMatrices(AwareArray):
     def __init__(
         self, arrays: InferenceArrays, tiles: int, out: int, lines: int, generator: torch.Generator | None = None
     ) -> None:
-        out_sizes = equal_split(out, arrays.mapping.max_output_size)
-        in_sizes = equal_split(lines, arrays.mapping.max_input_size)
-        split = len(out_sizes) * len(in_sizes) > 1
+        grid = Grid.of(out, lines, arrays.mapping)
+        split = len(grid.shapes) > 1
         super().__init__(arrays, tiles, out, lines, empty=split)
-        self.noise, self._out_sizes, self._in_sizes = True, out_sizes, in_sizes
+        self.noise, self.grid = True, grid
         self.part: nn.ModuleList | None = None
         if split:
-            grid = [(rows, columns) for rows in out_sizes for columns in in_sizes]
-            self.part = nn.ModuleList(AwareArray(arrays, tiles, rows, columns) for rows, columns in grid)
+            self.part = nn.ModuleList(AwareArray(arrays, tiles, rows, columns) for rows, columns in grid.shapes)
         self.input_range: nn.Parameter | None = None
         if arrays.input_range is not None:
             state = arrays.input_range.draw()
@@ -417,11 +416,6 @@ class AwareMatrices(AwareArray):
         if self.part is None:
             return [self]
         return [part for part in self.part if isinstance(part, AwareArray)]
-
-    def split(self, weights: Tensor) -> list[Tensor]:
-        """The weights of each part, from those of the layer (tiles, out, lines)."""
-        rows = torch.split(weights, self._out_sizes, 1)
-        return [part for row in rows for part in torch.split(row, self._in_sizes, 2)]
 
     def draw(self, generator: torch.Generator) -> None:
         """Puts new lines in the place of the old ones."""
@@ -459,21 +453,16 @@ class AwareMatrices(AwareArray):
     ) -> Tensor:
         """What the parts of split matrices answer, each with noise of its own, summed over inputs; with the scales."""
         rows: Tensor = _Rows.apply(x, call)
-        inputs, columns = torch.split(rows, self._in_sizes, 1), len(self._in_sizes)
+        inputs = torch.split(rows, self.grid.in_sizes, 1)
         tile_of = torch.repeat_interleave(torch.tensor(call.sizes, device=x.device))
         answers = []
-        for p, (part, own) in enumerate(zip(self.parts, self.split(weights), strict=True)):
+        for p, (part, own) in enumerate(zip(self.parts, self.grid.split(weights), strict=True)):
             periphery, generator = part.periphery(noise=self.noise), call.generator(_PARTS + p, x.device)
             with _averages(periphery.state, learned=self.training):
                 shown = part.shown(own, modifier)
-                read = aware_product(inputs[p % columns], shown, call.sizes, periphery, generator)
+                read = aware_product(inputs[p % len(inputs)], shown, call.sizes, periphery, generator)
             answers.append(read * part.factors(own, bound)[tile_of])
-        return call.images(torch.cat([sum(row[1:], row[0]) for row in self._by_rows(answers)], 1))
-
-    def _by_rows(self, of_parts: list[Tensor]) -> list[list[Tensor]]:
-        """What belongs to parts, row by row of their grid."""
-        columns = len(self._in_sizes)
-        return [of_parts[first : first + columns] for first in range(0, len(of_parts), columns)]
+        return call.images(self.grid.summed(answers))
 
     @property
     def limits(self) -> bool:
@@ -484,15 +473,16 @@ class AwareMatrices(AwareArray):
         """Weights of the layer (tiles, out, lines), clipped as they lie on the arrays, whose scales are remapped."""
         if self.part is None:
             return super().limited(weights)
-        limited = [part.limited(own) for part, own in zip(self.parts, self.split(weights), strict=True)]
-        return torch.cat([torch.cat(row, 2) for row in self._by_rows(limited)], 1)
+        return self.grid.joined(
+            [part.limited(own) for part, own in zip(self.parts, self.grid.split(weights), strict=True)]
+        )
 
     def scale_to(self, weights: Tensor) -> None:
         """Sets the scales for new weights of the layer."""
         if self.part is None:
             super().scale_to(weights)
             return
-        for part, own in zip(self.parts, self.split(weights), strict=True):
+        for part, own in zip(self.parts, self.grid.split(weights), strict=True):
             part.scale_to(own)
 
     def _in_range(self, x: Tensor) -> Tensor:
@@ -509,7 +499,7 @@ class AwareMatrices(AwareArray):
 
     def extra_repr(self) -> str:
         """The noise model and the number of parts, for printing."""
-        parts = "" if self.part is None else f", parts={len(self._out_sizes)}x{len(self._in_sizes)}"
+        parts = "" if self.part is None else f", parts={len(self.grid.out_sizes)}x{len(self.grid.in_sizes)}"
         return f"{self.arrays.noise_model.kind}{parts}"
 
 
@@ -625,9 +615,11 @@ def _averages(state: Mapping[str, Tensor], *, learned: bool) -> Iterator[None]:
     """Has the running divisors of a reading stay as they were after it, unless they are learned."""
     names = [] if learned else [name for name in state if name.endswith("nm_average")]
     before = [state[name].clone() for name in names]
-    yield
-    for name, values in zip(names, before, strict=True):
-        state[name].copy_(values)
+    try:
+        yield
+    finally:
+        for name, values in zip(names, before, strict=True):
+            state[name].copy_(values)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class ProgrammedMatrices:
         self._parts: list[tuple[AwareArray, Programmed, Tensor | None]] = []
         model, compensated = matrices.arrays.noise_model, matrices.arrays.drift_compensation
         with torch.no_grad():
-            for part, own in zip(matrices.parts, matrices.split(weights), strict=True):
+            for part, own in zip(matrices.parts, matrices.grid.split(weights), strict=True):
                 programmed = Programmed(part.on_arrays(own), model, generator)
                 part.weights, part.compensation = programmed.weights(), None
                 self._parts.append((part, programmed, self._answer(part, generator) if compensated else None))

@@ -23,8 +23,8 @@ _PERFECT = IOParameters(is_perfect=True)
 
 
 def _bank(mapping: dict[str, Any], io: IOParameters = _PERFECT, device: Any = None) -> tuple[MappedBank, Tensor]:
-    arrays = Arrays(device=device or IdealDevice(), forward=io, backward=io)
-    bank = MappedBank(arrays, Mapping(**mapping), 2, 5, 7, draws(1))
+    arrays = Arrays(device=device or IdealDevice(), forward=io, backward=io, mapping=Mapping(**mapping))
+    bank = MappedBank(arrays, 2, 5, 7, draws(1))
     weights = torch.randn(2, 5, 7, generator=draws(2))
     bank.set_weights(weights, draws())
     return bank, weights
@@ -110,8 +110,8 @@ def test_the_state_of_all_parts_is_named() -> None:
 
 
 def test_devices_of_all_parts_and_tiles_are_independent() -> None:
-    arrays = Arrays(device=ConstantStepDevice(), forward=_PERFECT)
-    bank = MappedBank(arrays, Mapping(max_input_size=40, max_output_size=50), 2, 100, 80, draws(1))
+    mapping = Mapping(max_input_size=40, max_output_size=50)
+    bank = MappedBank(Arrays(device=ConstantStepDevice(), forward=_PERFECT, mapping=mapping), 2, 100, 80, draws(1))
     steps = [part.state["dwmin_up"][tile] for part in bank.banks for tile in range(2)]
     assert len(steps) == 8
     for sample in steps:

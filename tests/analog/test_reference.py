@@ -83,7 +83,8 @@ def _layer(case: Case) -> None:
     mapping = mapping_of(case)
     draws, x = cases.generator(case), tensor(inputs["x"])
     matrix = weight.flatten(1)
-    bank = MappedBank(_arrays(case), mapping, 1, len(matrix), matrix.shape[1], draws)
+    arrays = _arrays(case).model_copy(update={"mapping": mapping})
+    bank = MappedBank(arrays, 1, len(matrix), matrix.shape[1], draws)
     bank.set_weights(matrix[None], draws)
     patches, kernel, padding = x, (0, 0), 0
     if weight.ndim == 4:
@@ -91,9 +92,9 @@ def _layer(case: Case) -> None:
         padding = first_of(params, "padding", default=(len(expected["y"][0][0]) - x.shape[2] + kernel[0] - 1) // 2)
         patches = F.unfold(x, kernel, padding=padding).transpose(1, 2).reshape(-1, matrix.shape[1])
     reading = bank.forward(patches, [len(patches)], draws)
-    found: dict[str, Any] = {"y": reading.values, "in_sizes": bank.in_sizes, "out_sizes": bank.out_sizes}
-    found["scales"] = torch.cat([scale[0] for scale in bank.scales[:: len(bank.in_sizes)]])
-    if not mapping.weight_scaling_columnwise and len(bank.out_sizes) == 1:
+    found: dict[str, Any] = {"y": reading.values, **bank.grid._asdict()}
+    found["scales"] = torch.cat([scale[0] for scale in bank.scales[:: len(bank.grid.in_sizes)]])
+    if not mapping.weight_scaling_columnwise and len(bank.grid.out_sizes) == 1:
         # One scale for the whole matrix, however it is written: alone, as a list of one, or for every line.
         for name in (key for key in expected if "scale" in key):
             found[name] = found["scales"][: tensor(expected[name]).numel()].view(tensor(expected[name]).shape)
