@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rapa_cli.errors import ConfigError, FileError, suggestion, with_suggestion
+from rapa_cli.errors import ConfigError, FileError, commas, suggestion, with_suggestion
 from rapa_cli.resources import definition, models_root
 
 PoolMethod = Literal["max", "average", "mixed", "stochastic"]
@@ -200,6 +200,11 @@ class Recipe(Frozen):
     brightness: float = Field(0.0, ge=0, lt=1)
 
 
+def tiling(scheme: str, tiles: Sequence[int] | None) -> str:
+    """A tiling as figures, tables and messages name it: `none`, or scheme and tiles, as in `random (16,4,1)`."""
+    return f"{scheme} ({commas(tiles)})" if tiles and scheme != "none" else scheme
+
+
 def load_network(name: str) -> Network:
     """Reads a network definition by name or path, or makes that of a network written in Python, which is tiled.
 
@@ -274,7 +279,7 @@ def load_recipe(name: str, scheme: str) -> Recipe:
     by_scheme = table.pop("scheme", {})
     if not isinstance(by_scheme, dict) or not all(isinstance(entry, dict) for entry in by_scheme.values()):
         raise ConfigError(f"{path}: 'scheme' must hold tables", hint="write [scheme.random] and keys below it")
-    known = SchemeName.__args__  # type: ignore[attr-defined]
+    known = get_args(SchemeName)
     for other in by_scheme:
         if other not in known:
             raise ConfigError(f"{path}: there is no scheme '{other}'", hint=suggestion(other, known))

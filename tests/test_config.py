@@ -239,3 +239,10 @@ def test_what_is_dumped_can_be_read_again() -> None:
     dumped = NETWORK.model_dump(mode="json")
     assert config.validate(config.Network, dumped, "here") == NETWORK
     assert config.validate(config.Recipe, RECIPE.model_dump(), "here") == RECIPE
+
+
+def test_the_name_of_a_tiling() -> None:
+    assert config.tiling("random", (16, 4, 1)) == "random (16,4,1)"
+    assert config.tiling("alternate", None) == "alternate"
+    # Its single tiles go without saying.
+    assert config.tiling("none", (1, 1, 1)) == "none"

@@ -357,13 +357,10 @@ def _attack(result: Result, *, short: bool = False) -> str:
 
 def _names(shown: Shown) -> list[str]:
     """The networks as figures name them: by scheme and tiles, and where these are not enough by file."""
-    from rapa_cli.errors import commas
+    from rapa_cli.config import tiling
 
     definitions = [subject.network.definition for subject in shown.subjects]
-    short = [
-        found.scheme if found.scheme == "none" else f"{found.scheme} ({commas(found.tiles or ())})"
-        for found in definitions
-    ]
+    short = [tiling(found.scheme, found.tiles) for found in definitions]
     if len(set(short)) == len(short):
         return short
     paths = [subject.path for subject in shown.subjects]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapa_cli import console
-from rapa_cli.errors import commas
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -205,10 +204,12 @@ def _memory(device: str) -> int:
 
 
 def _show(document: dict[str, Any]) -> None:
-    tiling = f"{document['scheme']} ({commas(document['tiles'] or ())})"
+    from rapa_cli.config import tiling
+
+    tiled = tiling(document["scheme"], document["tiles"])
     pooling = f", {document['pool']} pooling" if document["pool"] else ""
     shape = " x ".join(map(str, document["shape"]))
-    console.show(f"network     {document['network']}, {tiling}{pooling}, {document['parameters']:,} parameters")
+    console.show(f"network     {document['network']}, {tiled}{pooling}, {document['parameters']:,} parameters")
     console.show(f"data        {document['data']}: {document['train_images']:,} + {document['test_images']:,} images")
     console.show(f"            {shape}, {document['classes']} classes\n")
     table = _table(document["layers"])

@@ -11,7 +11,7 @@ import typer
 from rapa_cli import console
 from rapa_cli.commands import completion
 from rapa_cli.commands.options import Json
-from rapa_cli.errors import FileError, commas, suggestion
+from rapa_cli.errors import FileError, suggestion
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,12 +122,13 @@ def _entry(name: str, *sentences: str) -> None:
 
 
 def _show_card(name: str, card: Card) -> None:
+    from rapa_cli.config import tiling
+
     low, high = card.test_error_ci95
     several = card.scheme != "none"
-    tiling = f"{card.scheme} ({commas(card.tiles)})" if several else "none: one array for each layer"
     rows = {
         "network": card.network,
-        "tiling": tiling,
+        "tiling": tiling(card.scheme, card.tiles) if several else "none: one array for each layer",
         "data": f"{card.data}; images: {card.data_licence}",
         "training": f"{card.epochs} epochs, recipe {card.recipe}, seed {card.seed}",
         "": f"{console.duration(card.seconds)} on {card.machine}, {card.date}",
@@ -143,9 +144,11 @@ def _show_card(name: str, card: Card) -> None:
 
 
 def _show_definition(definition: Network, path: Path) -> None:
+    from rapa_cli.config import tiling
+
     rows = {
         "pooling": definition.pool,
-        "tiling": f"{definition.scheme} ({commas(definition.tiles)})" if definition.tiles else definition.scheme,
+        "tiling": tiling(definition.scheme, definition.tiles),
         "normalise": definition.normalization,
         "layers": "\n".join(_layer(layer.model_dump(exclude_defaults=True)) for layer in definition.layers),
         "file": str(path),

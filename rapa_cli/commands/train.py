@@ -17,7 +17,7 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import completion, options
-from rapa_cli.errors import ConfigError, FileError, Interrupted, RapaError, commas
+from rapa_cli.errors import ConfigError, FileError, Interrupted, RapaError
 from rapa_cli.training.world import world
 
 if TYPE_CHECKING:
@@ -265,6 +265,7 @@ def _run(training: Training, again: str, *, tensorboard: bool, json: bool) -> No
     """Trains, and tells how it goes and what came of it; `again` is the command that goes on with the run."""
     from rapa_cli import runs
     from rapa_cli.commands.live import View
+    from rapa_cli.config import tiling
     from rapa_cli.training.board import Board
     from rapa_cli.training.parallel import PeerLost
     from rapa_cli.training.stopping import StopRequest
@@ -274,7 +275,7 @@ def _run(training: Training, again: str, *, tensorboard: bool, json: bool) -> No
     pooling = f", {definition.pool} pooling" if definition.module is None else ""
     console.note(
         f"{definition.name} on {manifest.data} ({len(training.data.train)} images): "
-        f"{definition.scheme} {commas(definition.tiles or ())}{pooling}"
+        f"{tiling(definition.scheme, definition.tiles)}{pooling}"
     )
     if training.network.anew:
         console.note(f"new weights for other classes: {', '.join(training.network.anew)}")
@@ -450,13 +451,13 @@ def _provenance(recipe: str, processes: int) -> dict[str, str]:
 
 
 def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) -> None:
+    from rapa_cli.config import tiling
     from rapa_cli.files import inside
     from rapa_cli.report import figures
 
     definition = manifest.network
-    tiling = f"{definition.scheme} ({commas(definition.tiles or ())})"
     pooling = f", {definition.pool}" if definition.module is None else ""
-    title = f"{definition.name} on {manifest.data}: {tiling}{pooling}"
+    title = f"{definition.name} on {manifest.data}: {tiling(definition.scheme, definition.tiles)}{pooling}"
     figures.write(figures.learning_curve(rows, title), inside(folder, "figures"), "learning-curve")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from rapa_cli import checkpoint, config, runs
 from rapa_cli.analog.specification import IDEAL
-from rapa_cli.errors import commas
 from rapa_cli.files import digest
 from rapa_cli.layers.network import Network
 from rapa_cli.report.measured import AttackCurve, AttackPoint, Errors, Measured
@@ -71,11 +70,11 @@ class Run:
     def tiling(self) -> str:
         """Scheme and tiles."""
         if self.definition.scheme != "none":
-            return f"{self.definition.scheme} ({commas(self.definition.tiles or ())})"
+            return config.tiling(self.definition.scheme, self.definition.tiles)
         # A network written in Python may have tiles of its own.
         own = [layer for layer in self.network.modules() if isinstance(layer, TiledConv2d) and layer.tiles > 1]
         names = ", ".join(dict.fromkeys(layer.scheme for layer in own))
-        return f"{names} ({commas(layer.tiles for layer in own)})" if own else "none"
+        return config.tiling(names, [layer.tiles for layer in own]) if own else "none"
 
 
 def read(folder: Path, *, best: bool = False, code: Sequence[Path] = ()) -> Run:

@@ -52,7 +52,7 @@ def test_json_is_one_document_on_standard_output(rapa: Run) -> None:
     assert document["images_per_second"] > 0
     lines = outcome.err.splitlines()
     assert lines[:3] == [
-        "tiny on mini (60 images): none 1, max pooling",
+        "tiny on mini (60 images): none, max pooling",
         "2 epochs, batch 10, rate 0.003, seed 7",
         "run folder here",
     ]
