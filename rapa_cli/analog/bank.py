@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rapa_cli.analog.device import PulsedBase, State, load_into
 from rapa_cli.analog.kinds import AnyDevice
-from rapa_cli.analog.merged import MERGEABLE, Chunk, Moments, apply_moments
+from rapa_cli.analog.merged import MERGEABLE, Chunk, Moments
 from rapa_cli.analog.parameters import Compat, IOParameters, Mapping, UpdateParameters
 from rapa_cli.analog.periphery import Periphery, Reading
 from rapa_cli.analog.update import Batch, Rule
@@ -256,7 +256,7 @@ class AnalogBank:
         if not device.merges(self.arrays.update) or device.rate(1.0) is None:
             raise ValueError("pulses: the devices of these arrays take no moments of pulses; use `update`")
         with torch.no_grad():
-            apply_moments(device, self.devices, pulses, generator, chunk)
+            device.apply(self.devices, pulses, generator, chunk)
 
     def rate(self, lr: float) -> float | None:
         """The learning rate of the pulses that `apply` takes; None where only `update` can change the weights."""

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from rapa_cli.analog.bank import AnalogBank
 from rapa_cli.analog.conductance import Pair, single_pair
 from rapa_cli.analog.device import State
 from rapa_cli.analog.parameters import Compat
@@ -19,8 +18,8 @@ from rapa_cli.analog.reram import ReRamWan2022NoiseModel
 
 NoiseModel = Annotated[PCMLikeNoiseModel | ReRamWan2022NoiseModel, Field(discriminator="kind")]
 
-_LEAST_READ_OUT = 1e-4
-# Inputs of a read-out that are in memory together.
+_LEAST_ANSWER = 1e-4
+# Numbers of one-hot inputs that are in memory together.
 _AT_A_TIME = 2**24
 
 
@@ -85,11 +84,6 @@ class Programmed:
         return Pair(self.state["plus"], self.state["minus"], self.state["scale"])
 
 
-def read_out(bank: AnalogBank, generator: torch.Generator) -> Tensor:
-    """`mean_answer` of a bank by its own noisy forward reading: (tiles,)."""
-    return mean_answer(lambda x, sizes: bank.forward(x, sizes, generator).values, bank.get_weights())
-
-
 def mean_answer(forward: Callable[[Tensor, Sequence[int]], Tensor], weights: Tensor) -> Tensor:
     """The mean |output| of each tile for one-hot inputs, some at a time: (tiles,), at least 1e-4.
 
@@ -103,14 +97,14 @@ def mean_answer(forward: Callable[[Tensor, Sequence[int]], Tensor], weights: Ten
         one_hot = F.one_hot(numbers % lines, lines).to(weights.dtype)
         sizes = torch.bincount(numbers // lines, minlength=tiles).tolist()
         means.append(forward(one_hot, sizes).abs().mean(1))
-    return torch.cat(means).view(tiles, lines).mean(1).clamp_min(_LEAST_READ_OUT)
+    return torch.cat(means).view(tiles, lines).mean(1).clamp_min(_LEAST_ANSWER)
 
 
 def compensation(at_first: Tensor, now: Tensor) -> Tensor:
     """Global drift compensation (Joshi et al., 2020): what the outputs of each tile are multiplied by, (tiles,).
 
     Args:
-        at_first: `read_out` right after programming.
-        now: `read_out` at the time of inference.
+        at_first: `mean_answer` right after programming.
+        now: `mean_answer` at the time of inference.
     """
     return at_first / now

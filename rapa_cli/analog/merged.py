@@ -8,7 +8,6 @@ What is exact and what is not:
 - Devices of one line are independent; in the exact update they share pulse trains, and are correlated.
 - Steps that depend on the weight have the size that they have at the beginning of the chunk, and bounds apply at its
   end. The error grows with the change of a chunk, relative to the range over which steps change.
-
 - Devices with write noise are read with new noise after every chunk, those too that got no pulse.
 
 Of cells of several devices:
@@ -27,7 +26,7 @@ Of cells of several devices:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,9 +35,6 @@ from rapa_cli.analog.noise import gauss, poisson, rounded
 from rapa_cli.analog.parameters import Compat, PulseType, UpdateParameters, step_of
 from rapa_cli.analog.periphery import groups
 from rapa_cli.analog.update import scales
-
-if TYPE_CHECKING:
-    from rapa_cli.analog.device import Device, State
 
 MERGEABLE = (PulseType.STOCHASTIC_COMPRESSED, PulseType.STOCHASTIC)
 
@@ -130,21 +126,6 @@ def moments(
         (up - (squares - net_squares) / 2).clamp_min(0),
         (down - (squares + net_squares) / 2).clamp_min(0),
     )
-
-
-def apply_moments(
-    device: Device, state: State, pulses: Moments, generator: torch.Generator, chunk: Chunk | None = None
-) -> None:
-    """Changes each device once, by a step with the moments of all pulses of a chunk; see the device's `apply`.
-
-    Args:
-        device: what the devices are; one that merges.
-        state: the bank's devices, changed in place.
-        pulses: of a chunk of pairs, made with the device's `rate`.
-        generator: for the step, for write noise, and for what a cell does then.
-        chunk: which pairs these are; cells count them.
-    """
-    device.apply(state, pulses, generator, chunk)
 
 
 def _sums(d: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:

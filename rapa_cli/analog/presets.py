@@ -43,9 +43,6 @@ CHUNK_OF_TTV2 = 64
 PRESET_IO = IOParameters(out_bound=20.0, out_noise=0.1)
 """The periphery of all device presets: a DAC of 7 bits and an ADC of 9."""
 
-STANDARD_IO = IOParameters(inp_res=1 / 254, out_res=1 / 254, out_bound=10.0, out_noise=0.04)
-"""Converters of 8 bits, as inference presets have them."""
-
 _TRANSFER_IO = PRESET_IO.model_copy(
     update={"noise_management": NoiseManagement.NONE, "bound_management": BoundManagement.NONE}
 )
@@ -119,7 +116,7 @@ _EC_RAM_MO = LinearStepDevice(
 )
 # Gokmen and Vlasov, Frontiers in Neuroscience, 2016, with 10 000 states and no asymmetry between devices.
 _IDEALIZED = ConstantStepDevice(dw_min=0.0002, up_down_dtod=0.0, w_max=1.0, w_min=-1.0)
-# The same specification with the 1 200 states it asks for.
+# The same specification with about the 1 200 states it asks for.
 _GOKMEN_VLASOV = ConstantStepDevice(dw_min=0.0016, w_max=1.0, w_min=-1.0)
 # Nandakumar et al., Frontiers in Neuroscience, 2020; only steps up.
 _PCM = ExpStepDevice(

@@ -6,10 +6,10 @@ Fits of the deviations published by Wan et al. (Nature, 2022) at 1 second, 1 day
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rapa_cli.analog.noise import gauss
@@ -41,6 +41,12 @@ class ReRamWan2022NoiseModel(Frozen):
     g_max: float = Field(40.0, gt=0)
     g_min: float = Field(0.0, ge=0)
     noise_scale: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_range(self) -> Self:
+        if self.g_min >= self.g_max:
+            raise ValueError(f"g_min: got {self.g_min}, allowed are numbers below g_max, {self.g_max}")
+        return self
 
     @staticmethod
     def times() -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.conductance import single_pair
 from rapa_cli.analog.device import IdealDevice
-from rapa_cli.analog.inference import Programmed, compensation, read_out
+from rapa_cli.analog.inference import Programmed, compensation, mean_answer
 from rapa_cli.analog.modifiers import ClipType, ModifierType, RemapType, WeightClip, WeightModifier, WeightRemap
 from rapa_cli.analog.parameters import IOParameters
 from rapa_cli.analog.pcm import PCMLikeNoiseModel
@@ -58,13 +58,17 @@ def test_drifted_arrays_are_compensated_exactly_where_all_devices_drift_alike() 
     assert_near(programmed.weights(), weights)
     bank = AnalogBank(Arrays(device=IdealDevice(), forward=IOParameters(is_perfect=True)), 3, 4, 5, draws())
     bank.set_weights(programmed.weights(), draws())
-    first = read_out(bank, draws())
+
+    def answer() -> torch.Tensor:
+        return mean_answer(lambda x, sizes: bank.forward(x, sizes, draws()).values, bank.get_weights())
+
+    first = answer()
     assert_near(first, weights.abs().mean((1, 2)))
     for t in (0.0, 60.0, 86400.0):
         now = programmed.at(t, draws())
         assert_near(now, weights * ((t + 20) / 20) ** -0.06)
         bank.set_weights(now, draws())
-        assert_near(compensation(first, read_out(bank, draws())), torch.full((3,), ((t + 20) / 20) ** 0.06))
+        assert_near(compensation(first, answer()), torch.full((3,), ((t + 20) / 20) ** 0.06))
 
 
 def test_both_devices_of_a_pair_are_programmed_and_read_for_themselves() -> None:
@@ -153,6 +157,8 @@ def test_clipped_weights() -> None:
 def test_what_does_not_work_is_said_at_construction() -> None:
     with pytest.raises(ValidationError, match="g_min"):
         PCMLikeNoiseModel(g_min=30.0)
+    with pytest.raises(ValidationError, match="g_min"):
+        ReRamWan2022NoiseModel(g_min=40.0)
     with pytest.raises(ValidationError, match="custom_drift"):
         PCMLikeNoiseModel(custom_drift=((5.0, 0.1, 0.0), (4.0, 0.1, 0.0)))
     with pytest.raises(ValidationError, match="fixed_value"):

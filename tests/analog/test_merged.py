@@ -13,7 +13,7 @@ from rapa_cli.analog import presets
 from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.cells import UpdatePolicy, VectorUnitCell
 from rapa_cli.analog.device import Device, PulsedDevice
-from rapa_cli.analog.merged import Chunk, Moments, apply_moments, moments
+from rapa_cli.analog.merged import Chunk, Moments, moments
 from rapa_cli.analog.mixed import MixedPrecisionCompound
 from rapa_cli.analog.onesided import OneSidedUnitCell
 from rapa_cli.analog.parameters import IOParameters, PulseType, UpdateParameters
@@ -340,5 +340,5 @@ def test_cells_count_the_pairs_of_a_chunk() -> None:
     with pytest.raises(ValueError, match="take no moments"):
         digital.apply(pulses, draws())
     single = AnalogBank(Arrays(device=_FINE, merge=0), 2, 2, 3, draws())
-    apply_moments(single.arrays.device, single.devices, pulses, draws())
+    single.apply(pulses, draws())
     assert_near(single.get_weights(), none + 30e-6)

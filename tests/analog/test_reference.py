@@ -19,7 +19,7 @@ from rapa_cli.analog.bank import AnalogBank, Arrays
 from rapa_cli.analog.cells import Cell
 from rapa_cli.analog.conductance import single_pair
 from rapa_cli.analog.device import IdealDevice, PulsedDevice
-from rapa_cli.analog.inference import Programmed, compensation, read_out
+from rapa_cli.analog.inference import Programmed, compensation, mean_answer
 from rapa_cli.analog.mapping import MappedBank
 from rapa_cli.analog.modifiers import WeightModifier
 from rapa_cli.analog.parameters import Mapping, PulseType, UpdateParameters
@@ -350,14 +350,18 @@ def _weights_in_pcm(case: Case, model: PCMLikeNoiseModel) -> None:
     arrays = Arrays(device=IdealDevice(), forward=cases.io(params.get("forward")))
     bank = AnalogBank(arrays, 1, len(matrix), matrix.shape[1], draws)
     bank.set_weights(programmed.weights(), draws)
-    first = read_out(bank, draws)
+
+    def answer() -> Tensor:
+        return mean_answer(lambda x, sizes: bank.forward(x, sizes, draws).values, bank.get_weights())
+
+    first = answer()
     found |= {"baseline": first[0], "programmed": programmed.weights()[0]}
     times = first_of([inputs, params], "t_inference", "times", "t", default=[])
     later: dict[float, dict[str, Any]] = {}
     for t in times if isinstance(times, list) else [times]:
         weights = programmed.at(t, draws)
         bank.set_weights(weights, draws)
-        alpha = compensation(first, read_out(bank, draws))[0]
+        alpha = compensation(first, answer())[0]
         later[float(t)] = {"weights": weights[0], "alpha": alpha}
         later[float(t)]["weight_ratio"] = weights.sum() / programmed.weights().sum()
         if "x" in inputs:
