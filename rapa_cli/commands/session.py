@@ -127,6 +127,13 @@ def chosen(path: Path) -> str:
     return "lowest test error of the run, chosen on the test set" if path.name == BEST else ""
 
 
+def command_to_resume(folder: Path, data_dir: Path | None, code: Sequence[Path] = ()) -> str:
+    """What goes on with a run, as one types it after `rapa`."""
+    where = ["--data-dir", str(data_dir)] if data_dir is not None else []
+    where += [word for file in code for word in ("--code", str(file))]
+    return shlex.join(["train", "--resume", str(folder), *where])
+
+
 def labelled(path: Path) -> str:
     """The checkpoint as results name it, with how it was chosen."""
     how = chosen(path)

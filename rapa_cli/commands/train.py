@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shlex
 import signal
 import sys
 import time
@@ -177,12 +176,12 @@ def train(
     """
     from rapa_cli import runs
     from rapa_cli.commands.dry_run import dry_run as rehearse
-    from rapa_cli.commands.session import compute_device, open_data
+    from rapa_cli.commands.session import command_line, command_to_resume, compute_device, open_data
     from rapa_cli.files import held
     from rapa_cli.layers.modules import load_weights
     from rapa_cli.training import loop, parallel
     from rapa_cli.training.board import check_installed
-    from rapa_cli.training.request import requested
+    from rapa_cli.training.request import provenance, requested
 
     fixed = {
         "--network": network,
@@ -223,7 +222,7 @@ def train(
                     hint="only --epochs may be changed",
                 )
             folder = resume.parent if resume.name == runs.LAST else resume
-            manifest = team.from_first(lambda: _resumed(runs.read_manifest(folder), epochs, team.size))
+            manifest = team.from_first(lambda: _going_on(runs.read_manifest(folder), epochs, team.size))
             team.from_first(lambda: hold(folder))
             images = team.by_host(lambda: open_data(manifest.data, data_dir, workers))
             training = loop.resume(folder, manifest, images, place, team, code=trusted)
@@ -239,7 +238,8 @@ def train(
                         settings, epochs=epochs, batch_size=batch_size, accumulate=accumulate,
                         amp=None if amp is None else "true", lr=lr, lr_scaling=lr_scaling,
                     ),
-                    provenance=_provenance(recipe or "short", team.size), code=trusted, weights=weights,
+                    provenance=provenance(recipe or "short", command_line(), team.size),
+                    code=trusted, weights=weights,
                 )
             )  # fmt: skip
             # Built first, so that a network that cannot be built leaves no folder behind.
@@ -250,9 +250,7 @@ def train(
             kind = manifest.network.name, manifest.network.scheme, name
             folder = team.from_first(lambda: hold(runs.new_folder(*kind, out)))
             training = loop.begin(folder, manifest, images, untrained, team, code=trusted)
-        where = ["--data-dir", str(data_dir)] if data_dir is not None else []
-        where += [word for file in trusted for word in ("--code", str(file))]
-        again = shlex.join(["train", "--resume", str(folder), *where])
+        again = command_to_resume(folder, data_dir, trusted)
         _run(
             training,
             f"rapa {again}" if team.size == 1 else f"torchrun ... -m rapa_cli {again}",
@@ -398,56 +396,21 @@ def _trusted(network: str | None, code: list[Path] | None, *, resuming: bool) ->
     return found
 
 
-def _resumed(manifest: Manifest, epochs: int | None, processes: int) -> Manifest:
-    """The run with the epochs asked for and a note that it was resumed beside the command that began it."""
+def _going_on(manifest: Manifest, epochs: int | None, processes: int) -> Manifest:
+    """The run as it goes on; says so where it does by other kernels."""
     from rapa_cli.commands.session import command_line
     from rapa_cli.kernels.compiled import kernels
     from rapa_cli.runs import KERNELS
+    from rapa_cli.training.request import resumed
 
-    before = manifest.provenance.get("resumed")
-    together = f" by {processes} processes" if processes > 1 else ""
     begun, now = manifest.provenance.get(KERNELS), kernels()
-    other = ""
     if begun not in (None, now.name):
-        other = f" with {now.name} kernels"
         console.note(
             f"the run was begun with {begun} kernels and goes on with {now.name} ones ({now.reason}): "
             "it will not be the same to the last bit"
         )
-    resumed = f"{_now()} {command_line()}{together}{other}"
-    provenance = {**manifest.provenance, "resumed": f"{before}; {resumed}" if before else resumed}
-    recipe = manifest.recipe if epochs is None else manifest.recipe.model_copy(update={"epochs": epochs})
-    return manifest.model_copy(update={"recipe": recipe, "provenance": provenance})
-
-
-def _now() -> str:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _provenance(recipe: str, processes: int) -> dict[str, str]:
-    import platform
-
-    import torch
-
-    from rapa_cli import __version__
-    from rapa_cli.commands.session import command_line
-    from rapa_cli.kernels.compiled import kernels
-    from rapa_cli.runs import KERNELS
-
-    return {
-        "rapa": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-        KERNELS: kernels().name,
-        **({"processes": str(processes)} if processes > 1 else {}),
-        "recipe": recipe,
-        "command": command_line(),
-        "started": _now(),
-    }
+    together = f" by {processes} processes" if processes > 1 else ""
+    return resumed(manifest, epochs, f"{command_line()}{together}")
 
 
 def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) -> None:
@@ -461,7 +424,7 @@ def _draw_curve(rows: list[dict[str, Any]], manifest: Manifest, folder: Path) ->
     figures.write(figures.learning_curve(rows, title), inside(folder, "figures"), "learning-curve")
 
 
-def _summary(training: Any, folder: Path, *, json: bool) -> None:
+def _summary(training: Training, folder: Path, *, json: bool) -> None:
     from rapa_cli import runs
 
     progress = training.progress

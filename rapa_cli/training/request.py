@@ -21,7 +21,7 @@ from rapa_cli.data.catalog import open_data
 from rapa_cli.data.images import DataSet
 from rapa_cli.errors import ConfigError, commas
 from rapa_cli.files import digest, held
-from rapa_cli.kernels.compiled import kernels
+from rapa_cli.kernels import compiled
 from rapa_cli.layers.modules import load_weights
 from rapa_cli.layers.network import Network, patches_per_layer, resolve
 from rapa_cli.shown import Shown
@@ -145,7 +145,7 @@ def train(
         pool=pool,
         arrays=arrays,
         settings=changed,
-        provenance=_provenance(recipe, options, changed),
+        provenance=provenance(recipe, _command(options, changed)),
         code=code,
         weights=first,
     )
@@ -184,13 +184,7 @@ def resume(
     """
     folder = Path(folder)
     manifest = runs.read_manifest(folder)
-    before, again = manifest.provenance.get("resumed"), f"{_now()} rapa_cli.resume"
-    update: dict[str, Any] = {
-        "provenance": {**manifest.provenance, "resumed": f"{before}; {again}" if before else again}
-    }
-    if epochs is not None:
-        update["recipe"] = manifest.recipe.model_copy(update={"epochs": epochs})
-    manifest = manifest.model_copy(update=update)
+    manifest = resumed(manifest, epochs, "rapa_cli.resume")
     images = _opened(manifest.data, data_dir) if data is None else data
     with held(folder):
         trusted = [Path(file) for file in code]
@@ -258,6 +252,50 @@ def requested(
     return runs.Manifest(network=definition, recipe=plan, data=data.name, seed=seed, provenance=dict(provenance))
 
 
+def provenance(recipe: str, command: str, processes: int = 1) -> dict[str, str]:
+    """Where a run comes from: versions, machine, kernels, and the command that begins it, now.
+
+    Args:
+        recipe: name or file.
+        command: a command line that does the same.
+        processes: that train together.
+    """
+    return {
+        "rapa": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        runs.KERNELS: compiled.kernels().name,
+        **({"processes": str(processes)} if processes > 1 else {}),
+        "recipe": recipe,
+        "command": command,
+        "started": _now(),
+    }
+
+
+def resumed(manifest: runs.Manifest, epochs: int | None, how: str) -> runs.Manifest:
+    """A run that goes on now: with the epochs asked for, and a note of it beside the command that began it.
+
+    Args:
+        manifest: what was asked for so far.
+        epochs: in all; as before if None.
+        how: the command that resumes it.
+    """
+    begun, now, before = (
+        manifest.provenance.get(runs.KERNELS),
+        compiled.kernels().name,
+        manifest.provenance.get("resumed"),
+    )
+    note = f"{_now()} {how}" + (f" with {now} kernels" if begun not in (None, now) else "")
+    return manifest.model_copy(
+        update={
+            "recipe": manifest.recipe.model_copy(update={} if epochs is None else {"epochs": epochs}),
+            "provenance": {**manifest.provenance, "resumed": f"{before}; {note}" if before else note},
+        }
+    )
+
+
 def code_of(network: str) -> tuple[Path, ...]:
     """The Python file that a network's name means, which may then be run; none for other names."""
     return (config.code_named(network)[0],) if config.is_code(network) else ()
@@ -312,21 +350,11 @@ def _written(value: Any) -> str:
     return str(list(value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def _provenance(recipe: str, options: Mapping[str, object], settings: Sequence[str]) -> dict[str, str]:
+def _command(options: Mapping[str, object], settings: Sequence[str]) -> str:
+    """The command line that asks for the same."""
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     words += [word for setting in settings for word in ("--set", setting)]
-    return {
-        "rapa": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-        runs.KERNELS: kernels().name,
-        "recipe": recipe,
-        # It was not typed, but does the same.
-        "command": shlex.join(["rapa", "train", *words]),
-        "started": _now(),
-    }
+    return shlex.join(["rapa", "train", *words])
 
 
 def _now() -> str:
