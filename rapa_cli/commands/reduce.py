@@ -150,7 +150,7 @@ def reduce(
     if compare:
         document["compared"] = _compared(chosen.network, made, WAYS)
     if recipe is not None:
-        document["finetuned"] = _finetuned(chosen, reduced, recipe, seed, run, data_dir)
+        document["finetuned"] = _finetuned(chosen, reduced, recipe, seed, run, data_dir, code or ())
         tuned = evaluate(reduced, chosen.images, chosen.labels, seed=seed, batch_size=batch_size)
         document |= {"test_error_finetuned": tuned.error, "ci95_finetuned": tuned.ci95}
     if unpooled:
@@ -292,10 +292,12 @@ def _finetuned(
     seed: int,
     out: Path | None,
     data_dir: Path | None,
+    code: Sequence[Path],
 ) -> dict[str, Any]:
     """Trains the reduced network in place, as a run of its own; gives what the document says of it."""
     from rapa_cli import runs
-    from rapa_cli.commands.session import command_line, made_from, open_data
+    from rapa_cli.commands.session import command_line, command_to_resume, made_from, open_data
+    from rapa_cli.files import held
     from rapa_cli.training import loop
     from rapa_cli.training.stopping import StopRequest
 
@@ -308,16 +310,17 @@ def _finetuned(
     manifest = runs.Manifest(
         network=network.definition, recipe=recipe, data=chosen.data, seed=seed, provenance=provenance
     )
-    training = loop.begin(folder, manifest, open_data(chosen.data, data_dir), network)
-    # A run that is stopped goes on from these weights, and not from new ones.
-    training.save()
-    console.note(f"fine-tuning for {_epochs(recipe.epochs)} at rate {recipe.lr:g} in {folder}")
-    try:
-        with StopRequest() as stop, _Watcher(recipe.epochs) as watcher:
-            training.run(watcher, stop)
-    except Interrupted:
-        console.note(f"saved; go on with: rapa train --resume {folder}")
-        raise
+    with held(folder):
+        training = loop.begin(folder, manifest, open_data(chosen.data, data_dir), network, code=code)
+        # A run that is stopped goes on from these weights, and not from new ones.
+        training.save()
+        console.note(f"fine-tuning for {_epochs(recipe.epochs)} at rate {recipe.lr:g} in {folder}")
+        try:
+            with StopRequest() as stop, _Watcher(recipe.epochs) as watcher:
+                training.run(watcher, stop)
+        except Interrupted:
+            console.note(f"saved; go on with: rapa {command_to_resume(folder, data_dir, code)}")
+            raise
     return {
         "run": folder,
         "checkpoint": folder / runs.LAST,

@@ -10,6 +10,7 @@ import torch
 import rapa_cli
 from rapa_cli import checkpoint, runs
 from rapa_cli.analysis.evaluation import evaluate
+from rapa_cli.files import held
 from rapa_cli.training.schedule import rate
 from tests.commands.conftest import TRAIN, Run, refused
 from tests.training import tiny
@@ -132,3 +133,11 @@ def test_what_cannot_go_together(rapa: Run) -> None:
     outcome = rapa("reduce", "plain.safetensors", "--finetune", "1")
     refused(outcome, 2, "plain.safetensors does not say how it was trained", "that `rapa train` has written")
     assert not Path("plain-reduced-norm.safetensors").exists()
+
+
+def test_nobody_else_writes_into_the_run_that_is_tuned(rapa: Run) -> None:
+    Path("runs/tuned").mkdir()
+    with held(Path("runs/tuned")):
+        outcome = rapa("reduce", DONE, "--finetune", "1", "--run", "runs/tuned")
+    refused(outcome, 2, "runs/tuned is in use by process", "choose another folder")
+    assert not Path("runs/tuned/run.json").exists()
