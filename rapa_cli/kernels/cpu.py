@@ -215,7 +215,7 @@ def _part_images(batch: int, patches: int, tiles: int, image_numbers: int) -> in
 
 def fits(x: Tensor, geometry: Geometry) -> bool:
     """Whether the padded images can be counted with the kernels' 32-bit offsets."""
-    return len(x) * max((_offsets(geometry, x.shape[1])[3]), geometry.patches) < 2**31
+    return len(x) * max(_offsets(geometry, x.shape[1])[3], geometry.patches) < 2**31
 
 
 @functools.lru_cache(maxsize=64)

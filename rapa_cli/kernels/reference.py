@@ -116,9 +116,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor,
     batch, tiles, out_channels = len(x), weight.shape[0], weight.shape[1]
     blocks = blocks_of(assignment, tiles)
     patches = gather(x, blocks.patch, geometry)
-    kernels = _kernel_matrices(weight)
-    if not blocks.one_each:
-        kernels = kernels[blocks.tile]
+    kernels = _kernel_matrices(weight, blocks)
     if bias is None:
         product = torch.bmm(patches, kernels)
     else:
@@ -155,10 +153,7 @@ def _backward(
     if wanted[2]:
         bias_grad = to_tiles(error.sum(1))
     if wanted[0]:
-        kernels = _kernel_matrices(weight)
-        if not blocks.one_each:
-            kernels = kernels[blocks.tile]
-        products = torch.bmm(error, kernels.transpose(1, 2))
+        products = torch.bmm(error, _kernel_matrices(weight, blocks).transpose(1, 2))
         back = scatter(products, blocks.patch, len(per_pixel), complete=blocks.complete)
         x_grad = fold(back, x.shape, geometry)
     return x_grad, weight_grad, bias_grad
@@ -173,10 +168,11 @@ def _images_at_once(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
     return max(cached, efficient, 1)
 
 
-def _kernel_matrices(weight: Tensor) -> Tensor:
-    """Kernel matrices (tiles, k, out) with k ordered (kh, kw, C), as the gathered patches are."""
+def _kernel_matrices(weight: Tensor, blocks: Blocks) -> Tensor:
+    """The kernel matrix of each block, (blocks, k, out) with k ordered (kh, kw, C), as the gathered patches are."""
     tiles, out_channels = weight.shape[:2]
-    return weight.permute(0, 3, 4, 2, 1).reshape(tiles, -1, out_channels)
+    kernels = weight.permute(0, 3, 4, 2, 1).reshape(tiles, -1, out_channels)
+    return kernels if blocks.one_each else kernels[blocks.tile]
 
 
 def gather(x: Tensor, patch: Tensor, geometry: Geometry) -> Tensor:
@@ -217,8 +213,7 @@ def fold(rows: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     """Adds the gradients of patches (B n_p, k) up to the gradient of the images they overlap in, (B, C, H, W)."""
     batch, channels, in_height, in_width = shape
     (kh, kw), (dh, dw), (sh, sw) = geometry.kernel, geometry.dilation, geometry.stride
-    parts = rows.view(batch, geometry.patches, kh * kw, channels)
-    parts = parts.view(batch, geometry.out_height, geometry.out_width, kh, kw, channels)
+    parts = rows.view(batch, geometry.out_height, geometry.out_width, kh, kw, channels)
     total = rows.new_zeros(batch, geometry.padded_height, geometry.padded_width, channels)
     reach_y, reach_x = (geometry.out_height - 1) * sh + 1, (geometry.out_width - 1) * sw + 1
     for i in range(kh):
