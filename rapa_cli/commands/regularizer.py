@@ -25,7 +25,6 @@ def regularizer(
         Path | None, typer.Option(metavar="DIR", show_default=False, help="Folder for the figure and the rows.")
     ] = None,
     data_dir: options.DataDir = None,
-    device: options.Device = "auto",
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
@@ -42,7 +41,8 @@ def regularizer(
     from rapa_cli.report.regularizer_figure import regularizer_against_tiles
     from rapa_cli.runs import write_rows
 
-    compute_device(device, threads)
+    # Networks this small are computed faster than a GPU starts.
+    compute_device("cpu", threads)
     counts = options.parse_tiles(tiles)
     chosen = None if classes is None else tuple(name.strip() for name in classes.split(","))
     if chosen is not None and len(chosen) != 2:

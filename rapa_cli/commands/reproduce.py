@@ -13,6 +13,7 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import completion, options
+from rapa_cli.commands.doctor import cores
 from rapa_cli.errors import CheckFailed, ConfigError, FileError, RapaError, suggestion
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def reproduce(
             autocompletion=completion.experiments,
             metavar="EXPERIMENT...",
             show_default=False,
-            help="table1, table2, figure2, figure3, figure4, large, tiles, learning-speed, regularizer or all.",
+            help=f"{', '.join(completion.EXPERIMENTS)} or all.",
         ),
     ],
     epochs: Annotated[
@@ -203,20 +204,17 @@ def _listed(text: str, name: str, allowed: Sequence[str] | None) -> tuple[str, .
 
 def _shared(name: str, jobs: int | None) -> tuple[torch.device, int, int, list[str]]:
     """How jobs share this machine: where a probe runs, jobs at a time, threads of each, and their devices."""
-    import os
-
     import torch
 
     from rapa_cli.commands.session import compute_device
 
-    place = compute_device(name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    place, usable = compute_device(name), cores()
     if name == "auto" and place.type == "cuda":
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     else:
         devices = [name if name != "auto" else "cpu"]
-    slots = jobs or (len(devices) if place.type == "cuda" else cores)
-    return place, slots, max(cores // slots, 1), devices
+    slots = jobs or (len(devices) if place.type == "cuda" else usable)
+    return place, slots, max(usable // slots, 1), devices
 
 
 def _estimates(left: Sequence[Job], place: torch.device, threads: int, data_dir: Path | None) -> Mapping[Job, Estimate]:

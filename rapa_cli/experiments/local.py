@@ -16,8 +16,9 @@ from pathlib import Path
 from rapa_cli.experiments.jobs import Ended, Folder, Job
 from rapa_cli.files import append_to
 
-# What a machine's own settings are, among the words of a job.
-_DATA_COMMANDS = ("train", "evaluate", "vote", "reduce", "attack", "regularizer")
+# Commands that compute, and so take threads and data; the regularizer's networks are too small for a device.
+_ON_DEVICES = ("train", "evaluate", "vote", "reduce", "attack")
+_COMPUTING = (*_ON_DEVICES, "regularizer")
 
 
 class LocalEngine:
@@ -82,8 +83,9 @@ class LocalEngine:
     def words(self, job: Job, device: str) -> list[str]:
         """The words of a job with what depends on this machine."""
         words = [*self._folder.command(job), "--json"]
-        if job.words[0] in _DATA_COMMANDS:
-            words += ["--threads", str(self._threads), "--device", device]
+        if job.words[0] in _COMPUTING:
+            words += ["--threads", str(self._threads)]
+            words += ["--device", device] if job.words[0] in _ON_DEVICES else []
             words += [] if self._data_dir is None else ["--data-dir", str(self._data_dir.absolute())]
         return words
 

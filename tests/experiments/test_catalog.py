@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 from rapa_cli import app
 from rapa_cli.errors import ConfigError
 from rapa_cli.experiments.catalog import EXPERIMENTS, named
 from rapa_cli.experiments.claims import State
 from rapa_cli.experiments.jobs import Ended, Folder, Job, Results, with_needs
+from rapa_cli.experiments.local import LocalEngine
 from rapa_cli.experiments.measures import Measure, paper
 from rapa_cli.experiments.settings import Settings
 from rapa_cli.files import make_folder
@@ -288,3 +290,14 @@ def test_a_name_that_is_none() -> None:
         named(("tabel1",))
     assert error.value.hint == "did you mean 'table1'?"
     assert list(named(("all",))) == list(EXPERIMENTS)
+
+
+def test_jobs_get_options_that_their_commands_have(tmp_path: Path) -> None:
+    commands = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+    engine = LocalEngine(Folder(tmp_path), slots=1, threads=1, devices=["cpu"], data_dir=tmp_path)
+    planned = [job for experiment in EXPERIMENTS.values() for job in experiment.jobs(Settings(seeds=1))]
+    asked = {job.words[0]: engine.words(job, "cpu") for job in with_needs(planned)}
+    assert {"train", "vote", "regularizer"} <= asked.keys()
+    for command, words in asked.items():
+        known = {name for parameter in commands[command].params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
