@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from scipy import stats
 
-# Of a normal distribution: 95 % lie within so many standard deviations.
-_Z = 1.96
+Z = 1.96
+"""Of a normal distribution 95 % lie within so many standard deviations."""
 
 
 class State(StrEnum):
@@ -97,7 +97,7 @@ def difference(first: Sequence[float], second: Sequence[float], images: int) -> 
     """
     if not first or not second:
         return None
-    of_images = _Z * math.hypot(*(_binomial(each, images) for each in (first, second)))
+    of_images = Z * math.hypot(*(_binomial(each, images) for each in (first, second)))
     return Estimate(statistics.fmean(first) - statistics.fmean(second), max(of_images, _over_seeds(first, second)))
 
 

@@ -221,7 +221,11 @@ def failures(folder: Folder, jobs: Iterable[Job]) -> tuple[dict[Job, str], list[
     return failed, [job for job in dependents(failed, undone) if job not in failed]
 
 
-class Results(Mapping[Job, dict[str, Any]]):
+Found = Mapping[Job, dict[str, Any]]
+"""What jobs have found: the documents that they printed."""
+
+
+class Results(Found):
     """What the jobs that are done have found, and of trainings the lowest train error."""
 
     def __init__(self, folder: Folder, jobs: Iterable[Job]) -> None:

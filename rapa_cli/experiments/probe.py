@@ -86,16 +86,14 @@ def estimates(
     """
     every = with_needs(jobs)
     trainings = {job: _network_words(job) for job in every if job.trains}
-    sizes = {
-        job.option("--data") or "": _data(job.option("--data") or "", data_dir) for job in every if job.option("--data")
-    }
-    distinct = list(dict.fromkeys(trainings.values()))
+    sizes = {name: _data(name, data_dir) for name in dict.fromkeys(job.option("--data") for job in every) if name}
+    # One training of each network stands for the others.
+    distinct = {words: job for job, words in trainings.items()}
     speeds: dict[tuple[str | None, ...], _Speed] = {}
-    for number, words in enumerate(distinct):
-        job = next(one for one, its in trainings.items() if its == words)
+    for number, (words, job) in enumerate(distinct.items(), 1):
         speeds[words] = _speed(job, sizes[job.option("--data") or ""], device)
         if on_network is not None:
-            on_network(number + 1, len(distinct))
+            on_network(number, len(distinct))
     found = {}
     for job in every:
         run = next((one for one in (job, *job.needs) if one.trains), None)

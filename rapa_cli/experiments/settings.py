@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapa_cli.config import Recipe, load_network, load_recipe, override
+from rapa_cli.errors import commas
 from rapa_cli.experiments.jobs import Job
 from rapa_cli.experiments.measures import paper
 
@@ -82,20 +83,9 @@ class Settings:
         tiles = (1, 1, 1) if scheme == "none" else tiles
         data = data or self.data[0]
         name = self.recipe_of(scheme)
-        counts = ",".join(map(str, tiles))
-        words: tuple[str, ...] = (
-            "train",
-            "--network",
-            network,
-            "--data",
-            data,
-            "--scheme",
-            scheme,
-            "--tiles",
-            counts,
-            "--pool",
-            pool,
-        )
+        counts = commas(tiles)
+        words: tuple[str, ...] = ("train", "--network", network, "--data", data)
+        words += ("--scheme", scheme, "--tiles", counts, "--pool", pool)
         words += ("--recipe", name, "--epochs", str(self.recipe_for(scheme).epochs), "--seed", str(seed))
         for change in (*self.changes, *([f"test_votes={votes}"] if votes > 1 else [])):
             words += ("--set", change)

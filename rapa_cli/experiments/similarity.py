@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rapa_cli.experiments.claims import Estimate, Verdict, pooled
-from rapa_cli.experiments.jobs import Job
+from rapa_cli.experiments.jobs import Found, Job
 from rapa_cli.experiments.measures import Measure, known
 from rapa_cli.experiments.settings import Settings
-
-Found = Mapping[Job, dict[str, Any]]
 
 # What the paper's "S about 1", "S > 0.1" and "S < 0.01" become as checks.
 _ALIKE, _SIMILAR, _UNLIKE = 0.9, 0.1, 0.01

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rapa_cli.experiments.jobs import LOWEST_TRAIN, Job
+from rapa_cli.experiments.jobs import LOWEST_TRAIN, Found, Job
 from rapa_cli.experiments.measures import Measure, known
 from rapa_cli.experiments.settings import HUMAN_SNR, LARGE, LARGE_VOTES, VOTES, Settings
 from rapa_cli.experiments.tables import LAST, LOWEST, TRAIN
-
-Found = Mapping[Job, dict[str, Any]]
 
 # Test error in percent that the paper counts epochs to, with mixed pooling.
 _GOAL = 19.0

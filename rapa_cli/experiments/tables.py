@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rapa_cli.experiments.claims import Estimate, Verdict, difference, pooled
-from rapa_cli.experiments.jobs import LOWEST_TRAIN, Job
+from rapa_cli.experiments.claims import Estimate, Verdict, Z, difference, pooled
+from rapa_cli.experiments.jobs import LOWEST_TRAIN, Found, Job
 from rapa_cli.experiments.measures import Measure, known, paper
 from rapa_cli.experiments.settings import SCHEMES, VOTES, Settings
-
-Found = Mapping[Job, dict[str, Any]]
 
 LOWEST, LAST, TRAIN, LAST_TRAIN = (
     "lowest test error (%)",
@@ -21,7 +18,6 @@ LOWEST, LAST, TRAIN, LAST_TRAIN = (
 )
 # The reduced network is less than so many points worse than the conventionally trained one (paper, section 4).
 _REDUCED_WITHIN = 0.75
-_Z = 1.96
 _SINGLE = ("none", "enlarged", "random")
 
 
@@ -129,7 +125,7 @@ def table2_verdicts(settings: Settings, found: Found) -> list[Verdict]:
         votes = [found[job] for run in runs if (job := settings.vote(run)) in found]
         gain = pooled(
             [document["single_error"] - document["vote_error"] for document in votes],
-            [_Z * document["gain_se"] for document in votes],
+            [Z * document["gain_se"] for document in votes],
         )
         if pool == "average":
             verdicts.append(

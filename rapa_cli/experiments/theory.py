@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from rapa_cli.experiments.jobs import Job
+from rapa_cli.experiments.jobs import Found, Job
 from rapa_cli.experiments.measures import Measure
 from rapa_cli.experiments.settings import Settings
-
-Found = Mapping[Job, dict[str, Any]]
 
 _MEASURES = {
     "regularizer": "R, Monte Carlo",

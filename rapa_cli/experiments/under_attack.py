@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
-from rapa_cli.experiments.claims import Estimate, Verdict, pooled
-from rapa_cli.experiments.jobs import Job
+from rapa_cli.experiments.claims import Estimate, Verdict, Z, pooled
+from rapa_cli.experiments.jobs import Found, Job
 from rapa_cli.experiments.measures import Measure, known
 from rapa_cli.experiments.settings import HUMAN_SNR, LARGE, TILES, Settings
-
-Found = Mapping[Job, dict[str, Any]]
 
 _CLEAN = "clean"
 
@@ -119,7 +117,7 @@ def _surer(ordinary: list[dict[str, Any]], tiled: list[dict[str, Any]]) -> Estim
     ]
     return pooled(
         [one["mean_wrong"] - other["mean_wrong"] for one, other in known_pairs],
-        [1.96 * (one["se_wrong"] ** 2 + other["se_wrong"] ** 2) ** 0.5 for one, other in known_pairs],
+        [Z * math.hypot(one["se_wrong"], other["se_wrong"]) for one, other in known_pairs],
     )
 
 
