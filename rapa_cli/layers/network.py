@@ -285,9 +285,8 @@ def fewest_numbers(
     matrices = scheme_named(definition.scheme).matrices
     tiles = iter(definition.tiles or ())
     if definition.module is not None:
-        found = modules.traced(definition.module, shape, classes, tuple(code))
-        count += found.weights
-        for number, one in zip(tiles, (one for one in found.layers if one.out[-2] * one.out[-1] > 1), strict=False):
+        count += modules.traced(definition.module, shape, classes, tuple(code)).weights
+        for number, one in zip(tiles, _with_tiles(definition.module, shape, classes, code), strict=False):
             count += (matrices(number) - 1) * sum(parameter.numel() for parameter in one.layer.parameters())
         return count
     for layer in definition.layers:
@@ -320,12 +319,12 @@ def convolutions_of(
     module: config.Module, shape: tuple[int, int, int], classes: int, code: Sequence[Path]
 ) -> dict[str, int]:
     """n_p of the convolutions that have tiles, by their names and in the order in which they compute."""
-    return {one.name: one.out[-2] * one.out[-1] for one in _with_tiles(module, shape, classes, code)}
+    return {one.name: one.patches for one in _with_tiles(module, shape, classes, code)}
 
 
 def _with_tiles(module: config.Module, shape: tuple[int, int, int], classes: int, code: Sequence[Path]) -> list[Traced]:
-    found = modules.traced(module, shape, classes, tuple(code))
-    return [one for one in found.layers if one.out[-2] * one.out[-1] > 1]
+    """The convolutions of more than one patch, in the order in which they compute."""
+    return [one for one in modules.traced(module, shape, classes, tuple(code)).layers if one.patches > 1]
 
 
 def _balanced(

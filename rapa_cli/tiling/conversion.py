@@ -138,10 +138,10 @@ def balanced(module: nn.Module, shape: tuple[int, int, int], scheme: str | Schem
     Raises:
         ConfigError: the network cannot take such images, or a convolution computes twice for one.
     """
-    found = [one for one in trace(module, shape, (nn.Conv2d,)).layers if one.out[-2] * one.out[-1] > 1]
+    found = [one for one in trace(module, shape, (nn.Conv2d,)).layers if one.patches > 1]
     if not found:
         return {}
-    patches, can = [one.out[-2] * one.out[-1] for one in found], [tileable(one, scheme) for one in found]
+    patches, can = [one.patches for one in found], [tileable(one, scheme) for one in found]
     return dict(zip((one.name for one in found), balanced_tiles(patches, scheme, can), strict=True))
 
 

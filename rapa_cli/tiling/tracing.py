@@ -29,6 +29,11 @@ class Traced:
     out: tuple[int, ...]
     tied: bool = False
 
+    @property
+    def patches(self) -> int:
+        """n_p of a convolution."""
+        return self.out[-2] * self.out[-1]
+
 
 @dataclass(frozen=True)
 class Trace:
