@@ -40,7 +40,7 @@ def reduce(
             `norm`: that of the tile with the largest L2 norm of its k weights ("the filter with the highest norm").
             `winner`: that of the tile which most often wins the max pooling on training images, see `count_wins`; of
             tiles that win equally often that of the largest norm. Layers that no pooling follows go by `norm`.
-            `mean`: the mean over the tiles, the paper's theta-bar (section 5), which is what "a kernel matrix of any
+            `mean`: the mean over the tiles, the paper's theta-bar (section 4), which is what "a kernel matrix of any
             tile" is where all are alike.
             `first`: that of the first tile.
         images: for `winner`, those of the training set, (N, C, H, W), uint8 or floats in [0, 1].

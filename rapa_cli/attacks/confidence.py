@@ -1,4 +1,4 @@
-"""How sure a network is: its highest probability, without noise and under FGSM (paper, section 4.1).
+"""How sure a network is: its highest probability, without noise and under FGSM (paper, section 4).
 
 The paper argues that random tiling keeps predictions from being made with high confidence, most of all wrong ones.
 """
