@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,18 @@ from rapa_cli.attacks.torchattacks_adapter import OfTorchattacks
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 
-__all__ = ["Attack", "Evaluation", "Level", "Point", "attack", "attacks_named", "attacks_of", "check_fit", "strength"]
+__all__ = [
+    "Attack",
+    "Evaluation",
+    "Level",
+    "Point",
+    "attack",
+    "attacks_named",
+    "attacks_of",
+    "check_fit",
+    "deterministic",
+    "strength",
+]
 
 # Backward through a network takes about twice the time of forward.
 _GRADIENT_COST = 3
@@ -300,18 +312,17 @@ class Evaluation:
         target: _Target,
     ) -> _Perturbed:
         """Adversarial images of one level."""
-        exact = self._settings.exact_snr and level.snr_db is not None
+        exact, outcome = level.snr_db if self._settings.exact_snr else None, None
         eps = strength(level, x, target.space)
-        if exact and direction is not None and level.snr_db is not None:
-            eps, outcome = exact_step(x, direction, level.snr_db, target.space)
-            return _Perturbed(perturb(x, direction, eps), eps, outcome)
         if direction is not None:
-            return _Perturbed(perturb(x, direction, eps), eps, None)
+            if exact is not None:
+                eps, outcome = exact_step(x, direction, exact, target.space)
+            return _Perturbed(perturb(x, direction, eps), eps, outcome)
         adversarial = method.attack(view, x, y, ids, eps)
-        if exact and level.snr_db is not None:
-            step, outcome = exact_step(x, adversarial - x, level.snr_db, target.space)
-            return _Perturbed(perturb(x, adversarial - x, step), step * eps, outcome)
-        return _Perturbed(adversarial, eps, None)
+        if exact is not None:
+            step, outcome = exact_step(x, adversarial - x, exact, target.space)
+            adversarial, eps = perturb(x, adversarial - x, step), step * eps
+        return _Perturbed(adversarial, eps, outcome)
 
     def _put(
         self,
@@ -384,32 +395,17 @@ class _Target:
         self.space: Space = space_of(network, settings.snr_space) if settings.snr_space != "raw" else RAW
         self._settings = settings
         self._images = images
-        self._deterministic: bool | None = None
-        self._reduced: Oracle | None = None
 
-    @property
+    @cached_property
     def deterministic(self) -> bool:
-        """Whether all draws are the same, bit for bit, on the first images and on random pixels."""
-        if self._deterministic is None:
-            several = self._settings.draws + self._settings.judge_draws > 1
-            if not several or not len(self._images):
-                return False
-            _, x = next(pixel_batches(self._images[:8], 8, self.device))
-            # Of images that are black, say, all draws of a network may answer the same.
-            pixels = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-            x, ids = torch.cat([x, pixels]), torch.arange(2 * len(x), device=self.device)
-            first, *others = [
-                self.oracle.logits(x, ids, draw) for draw in (scoring_draw(0), scoring_draw(1), judging_draw(0))
-            ]
-            self._deterministic = all(torch.equal(first, other) for other in others)
-        return self._deterministic
+        """Whether several draws are wanted, and all are the same."""
+        several = self._settings.draws + self._settings.judge_draws > 1
+        return several and len(self._images) > 0 and deterministic(self.oracle, self._images)
 
-    @property
+    @cached_property
     def reduced(self) -> Oracle:
         """The network's own reduction to one kernel matrix for each layer."""
-        if self._reduced is None:
-            self._reduced = Oracle(reduce(self.oracle.model), self._settings.seed)
-        return self._reduced
+        return Oracle(reduce(self.oracle.model), self._settings.seed)
 
     def scored(self, x: Tensor, ids: Tensor, draws: Sequence[int]) -> list[Tensor]:
         """Classes int64 (B,) in each of these scoring draws."""
@@ -426,6 +422,17 @@ class _Target:
             judge(self.oracle, x, y, ids, 1, 1) if self.deterministic else judge(self.oracle, x, y, ids, wanted, votes)
         )
         return found.predictions.expand(-1, wanted).to(torch.int16), found.vote.to(torch.int16)
+
+
+def deterministic(oracle: Oracle, images: Images) -> bool:
+    """Whether a network answers the same in all draws, bit for bit, to its first images and to random pixels."""
+    device = next(oracle.model.parameters()).device
+    _, x = next(pixel_batches(images[:8], 8, device))
+    # Of images that are black, say, all draws of a network may answer the same.
+    pixels = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    x, ids = torch.cat([x, pixels]), torch.arange(2 * len(x), device=device)
+    first, *others = [oracle.logits(x, ids, draw) for draw in (scoring_draw(0), scoring_draw(1), judging_draw(0))]
+    return all(torch.equal(first, other) for other in others)
 
 
 def strength(level: Level, x: Tensor, space: Space = RAW) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def perturb(x: Tensor, sign: Tensor, eps: float | Tensor) -> Tensor:
-    """Moves images by eps along a sign, and cuts them to [0, 1].
+def perturb(x: Tensor, direction: Tensor, eps: float | Tensor) -> Tensor:
+    """Moves images by eps along a direction, for FGSM the sign of the gradient, and cuts them to [0, 1].
 
     Args:
         x: images (B, C, H, W).
-        sign: of the gradient, the same shape.
+        direction: the same shape.
         eps: one number, or one for each image (B,), on the [0, 1] scale.
     """
     strength = eps[:, None, None, None] if isinstance(eps, Tensor) else eps
-    return (x + strength * sign).clamp(0, 1)
+    return (x + strength * direction).clamp(0, 1)

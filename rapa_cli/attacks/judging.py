@@ -6,7 +6,7 @@ images is of the draws behind them. There must be at least as many.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -49,16 +49,6 @@ class Judgement:
         """The class that most voting draws say, int64 (B,); ties go to the highest mean probability."""
         votes = torch.nn.functional.one_hot(self.predictions[:, : self.votes], self.probability.shape[1]).sum(1)
         return majority(votes, self.probability)
-
-    @property
-    def vote_correct(self) -> Tensor:
-        """Where the vote is right, bool (B,)."""
-        return self.vote == self.labels
-
-    @property
-    def always_correct(self) -> Tensor:
-        """Where all draws are right, bool (B,): what an attacker leaves who may try as often."""
-        return self.correct.all(1)
 
 
 def judge(oracle: Oracle, x: Tensor, labels: Tensor, ids: Tensor, draws: int, votes: int | None = None) -> Judgement:
@@ -110,13 +100,3 @@ def voting_draws(threats: Iterable[Threat], draws: int, votes: int | None = None
     if votes is not None and votes > least.known:
         raise ConfigError(f"-n {votes}: {least} knows {least.known} draws, not the vote", hint="leave -n out")
     return least.known if votes is None else votes
-
-
-def joined(parts: Sequence[Judgement]) -> Judgement:
-    """The judgements of several batches as one."""
-    return Judgement(
-        torch.cat([part.predictions for part in parts]),
-        torch.cat([part.probability for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        parts[0].votes,
-    )

@@ -166,9 +166,9 @@ def results(records: Records, attacks: Sequence[tuple[str, str, str]]) -> list[R
         clean = records.tensors[f"networks/{number}/clean"] == records.tensors["label"][:, None]
         for place, (method, threat, norm) in enumerate(attacks):
             result = number * len(attacks) + place
-            against = None if baseline in (None, number) else (baseline or 0) * len(attacks) + place
+            against = None if baseline in (None, number) else (baseline * len(attacks) + place, baseline)
             points = [
-                _point(records, result, number, level, parse_threat(threat), bootstrap, against, baseline or 0)
+                _point(records, result, number, level, parse_threat(threat), bootstrap, against)
                 for level in range(len(settings.levels))
             ]
             share = 100 * float(clean.double().mean())
@@ -183,9 +183,9 @@ def _point(
     level: int,
     threat: Threat,
     bootstrap: Bootstrap,
-    against: int | None,
-    baseline: int,
+    against: tuple[int, int] | None,
 ) -> Point:
+    """What one level of a result says, against another result and its network, where there is one."""
     asked = records.settings.levels[level]
     own = f"results/{result}/{level}"
     right, counted = _right(records, result, network, level)
@@ -197,7 +197,7 @@ def _point(
     unchanged = math.inf if counted.any() else math.nan
     gap = None
     if against is not None:
-        others, theirs = _right(records, against, baseline, level)
+        others, theirs = _right(records, *against, level)
         closed = gap_closed(accuracy(right, counted), accuracy(others, theirs))
         resampled = bootstrap.accuracies(right, counted), bootstrap.accuracies(others, theirs)
         gap = Gap(closed, gap_interval(*resampled))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rapa_cli.analysis.evaluation import batches
-from rapa_cli.attacks.evaluation import Attack, Evaluation, attacks_named
+from rapa_cli.attacks.evaluation import Attack, Evaluation, attacks_named, deterministic
 from rapa_cli.attacks.intervals import excess
 from rapa_cli.attacks.methods import method_named
 from rapa_cli.attacks.oracle import Oracle, without_gradient
@@ -382,9 +382,7 @@ class _Block:
 
     @cached_property
     def _deterministic(self) -> bool:
-        ids, x, _ = next(self._batches(8))
-        first, second = (self._oracle.logits(x, ids, scoring_draw(draw)) for draw in (0, 1))
-        return torch.equal(first, second)
+        return deterministic(self._oracle, self._images)
 
     def _batches(self, most: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         return batches(self._images[:most], self._labels[:most], self._settings.batch_size, self._device)

@@ -20,6 +20,7 @@ from rapa_cli.attacks.judging import judge
 from rapa_cli.attacks.oracle import Oracle
 from rapa_cli.attacks.records import Origin, Records, Settings
 from rapa_cli.attacks.results import Result, results
+from rapa_cli.attacks.sanity import check
 from rapa_cli.attacks.snr import eps_for_snr, snr_db
 from rapa_cli.attacks.threat import parse_threat
 from rapa_cli.errors import ConfigError
@@ -195,7 +196,7 @@ def test_a_vote_aware_attack_is_judged_on_draws_that_it_does_not_know() -> None:
     assert found.accuracy_all == pytest.approx(100 * float(fresh.double().mean()))
     assert found.accuracy == pytest.approx(100 * float(((fresh & clean).sum(0) / clean.sum(0)).mean()))
     assert found.always_all == pytest.approx(100 * float(fresh.all(1).double().mean()))
-    assert found.vote_all == pytest.approx(100 * float(judge(oracle, noisy, y, ids, 2).vote_correct.double().mean()))
+    assert found.vote_all == pytest.approx(100 * float((judge(oracle, noisy, y, ids, 2).vote == y).double().mean()))
     assert records.tensors["results/0/0/believed"].shape == (24, 1, 1), "its draws answer as one"
     with pytest.raises(ConfigError, match="--judge-draws 3: vote-aware 2 knows the first 2"):
         attack(model, TEST.images, y, LEVELS, threat="vote-aware 2", judge_draws=3)
@@ -244,10 +245,13 @@ def test_black_images_do_not_make_a_network_deterministic() -> None:
     images = TEST.images.clone()
     images[:8] = 0
     records = Records(settings(judge_draws=3, votes=3, draws=2), TEST.labels)
-    Evaluation([Patterned()], images, TEST.labels, records).attack()
+    network = Patterned()
+    Evaluation([network], images, TEST.labels, records).attack()
     judged = records.tensors["networks/0/judged"]
     assert (judged[:8] == judged[:8, :1]).all()
     assert (judged[8:] != judged[8:, :1]).any()
+    says = {line.check: line.says for line in check([], [], network, images, TEST.labels, records.settings)}
+    assert says["gradients of draws agree, or are averaged"] != "all draws are the same"
 
 
 def test_a_network_without_random_choices_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
