@@ -1,1 +1,1 @@
-"""What a trained network says: error, votes, reduction to ordinary convolutions, similarity of its tiles."""
+"""What can be said of a network: its error, votes, reduction and similarity of tiles, and what arrays make of it."""

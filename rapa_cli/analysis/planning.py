@@ -23,8 +23,10 @@ from rapa_cli.analysis.analog_time import (
     layers_of,
 )
 from rapa_cli.analysis.hardware import Energy, Hardware
+from rapa_cli.analysis.modules import layers_of_module
 from rapa_cli.checkpoint import read
 from rapa_cli.errors import ConfigError, FileError
+from rapa_cli.layers.modules import make
 from rapa_cli.layers.network import convolutions_of, patches_per_layer
 from rapa_cli.resources import names
 from rapa_cli.runs import find_checkpoint
@@ -155,7 +157,7 @@ def find(
         best: of a run, the checkpoint with the lowest test error.
         size: height and width of the images; by default those that a checkpoint was trained on, 224 for torchvision,
             and for definitions 32, or 224 where that is too small.
-        classes: outputs of a definition; by default 10, for images of 224 pixels 1,000.
+        classes: outputs of a definition; by default 10, or 1,000 where 224 pixels are taken because 32 are too small.
         code: Python files whose code may be run, for a checkpoint's network that is written in one.
 
     Raises:
@@ -239,9 +241,6 @@ def tiles_for_arrays(layers: Sequence[Layer], budget: int, scheme: str, figures:
 def _written_in_python(
     definition: config.Network, shape: tuple[int, int, int], classes: int, code: Sequence[Path] = ()
 ) -> Subject:
-    from rapa_cli.analysis.modules import layers_of_module
-    from rapa_cli.layers.modules import make
-
     assert definition.module is not None
     with torch.random.fork_rng(devices=[]):
         network = make(definition.module, classes, code, weightless=True)
@@ -250,7 +249,7 @@ def _written_in_python(
 
 
 def _defined(definition: config.Network, size: int | None, classes: int | None) -> Subject:
-    likely = [(size, classes or 10)] if size else [_CIFAR, _IMAGENET]
+    likely = [(size, _CIFAR[1])] if size else [_CIFAR, _IMAGENET]
     for number, (side, outputs) in enumerate(likely, 1):
         shape = (3, side, side)
         try:
