@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,7 +156,7 @@ def attack(
     images: options.Images = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, max=2**32 - 1, show_default="0", help="Seed of every random choice."),
+        typer.Option(metavar="N", min=0, max=options.MAX_SEED, show_default="0", help="Seed of every random choice."),
     ] = None,
     noise: Annotated[
         bool | None,
@@ -284,7 +283,7 @@ def _evaluate(job: Job, records: Records, *, sanity: bool | None, strict: bool, 
         _insist(checks)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress() -> Iterator[tuple[Callable[[str], None], Callable[[int], None], Callable[[int], None]]]:
     """A bar over all levels; gives what renames it, what moves it on, and what sets its end."""
     with console.progress() as bar:

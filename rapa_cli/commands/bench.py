@@ -137,4 +137,4 @@ def _show(document: dict[str, Any], rows: list[Row]) -> None:
         markup=False,
     )
     for path in document.get("figures", []):
-        console.out().print(f"wrote {path}", markup=False)
+        console.show(f"wrote {path}")

@@ -9,9 +9,9 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import completion
-from rapa_cli.commands.options import DataDir, Json
+from rapa_cli.commands.options import DataDir, Json, Split
 from rapa_cli.commands.session import data_progress
-from rapa_cli.errors import ConfigError, suggestion
+from rapa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from rapa_cli.data.catalog import Entry
@@ -82,9 +82,7 @@ def list_(data_dir: DataDir = None, json: Json = False) -> None:
 def show(
     name: Name,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture to write, a PNG file.")],
-    split: Annotated[
-        str, typer.Option("--split", autocompletion=completion.splits, metavar="SPLIT", help="train or test.")
-    ] = "train",
+    split: Split = "train",
     columns: Annotated[int, typer.Option("--columns", metavar="N", min=1, max=100, help="Images of each class.")] = 12,
     data_dir: DataDir = None,
 ) -> None:
@@ -96,16 +94,13 @@ def show(
     from rapa_cli.data.sheet import contact_sheet
     from rapa_cli.files import atomic
 
-    if split not in ("train", "test"):
-        hint = suggestion(split, ("train", "test"))
-        raise ConfigError(f"--split: got '{split}', allowed are train and test", hint=hint)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out: got '{out}', which does not end in .png", hint="the contact sheet is a PNG file")
     with data_progress() as progress:
         data = open_data(name, data_dir, progress=progress)
     with atomic(out) as temporary:
         contact_sheet(data, split=split, columns=columns).save(temporary, format="png")
-    console.out().print(str(out), markup=False)
+    console.show(str(out))
 
 
 def _lines(entry: Entry) -> list[str]:

@@ -27,9 +27,7 @@ def evaluate(
     best: options.Best = False,
     data: options.Data = None,
     data_dir: options.DataDir = None,
-    split: Annotated[
-        str, typer.Option(autocompletion=completion.splits, metavar="NAME", help="train or test.")
-    ] = "test",
+    split: options.Split = "test",
     images: options.Images = None,
     seed: options.Seed = 0,
     noise: options.Noise = True,

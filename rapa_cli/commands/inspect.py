@@ -58,7 +58,11 @@ def inspect(
     seed: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=0, max=2**32 - 1, show_default=False, help="Seed of a preset's devices; 0 when left out."
+            metavar="N",
+            min=0,
+            max=options.MAX_SEED,
+            show_default=False,
+            help="Seed of a preset's devices; 0 when left out.",
         ),
     ] = None,
     code: options.Code = None,

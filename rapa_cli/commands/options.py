@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from rapa_cli.commands import completion
-from rapa_cli.errors import ConfigError
+from rapa_cli.errors import ConfigError, suggestion
 
 MAX_LEVELS = 10_000
 
-_MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
+"""The largest seed that `--seed` takes."""
+_SPLITS = ("train", "test")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 # An exponent of at most three digits keeps the exact fractions below small.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
@@ -29,6 +31,12 @@ def _device(text: str | None) -> str | None:
     if text is not None and not _DEVICE.fullmatch(text):
         hint = "leave --device out to take a GPU where there is one; `rapa doctor` shows what this machine has"
         raise ConfigError(f"--device: got '{text}', allowed are auto, cpu, cuda, cuda:N and mps", hint=hint)
+    return text
+
+
+def _split(text: str) -> str:
+    if text not in _SPLITS:
+        raise ConfigError(f"--split: got '{text}', allowed are train and test", hint=suggestion(text, _SPLITS))
     return text
 
 
@@ -67,9 +75,13 @@ DataDir = Annotated[
         help="Folder of the data sets; RAPA_DATA_DIR or ~/.local/share/rapa when left out.",
     ),
 ]
+Split = Annotated[
+    str,
+    typer.Option("--split", autocompletion=completion.splits, metavar="NAME", callback=_split, help="train or test."),
+]
 Seed = Annotated[
     int,
-    typer.Option("--seed", metavar="N", min=0, max=_MAX_SEED, help="Seed of every random choice."),
+    typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="Seed of every random choice."),
 ]
 Device = Annotated[
     str,

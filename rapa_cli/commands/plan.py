@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,9 @@ from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError, commas, suggestion
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rapa_cli.analysis.hardware import Hardware
     from rapa_cli.analysis.planning import Plan, Subject
 
 # Of more layers only the first ones' tiles are shown in a line.
@@ -182,9 +186,7 @@ def _hardware(
     device_fj: float | None,
     rows: int | None,
     columns: int | None,
-) -> Any:
-    import math
-
+) -> Hardware:
     from rapa_cli.analysis.hardware import Hardware
 
     figures = {"integration_ns": integration_ns, "dac_pj": dac_pj, "adc_pj": adc_pj, "device_fj": device_fj}
@@ -329,7 +331,7 @@ def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan
         console.show(f"wrote {path}")
 
 
-def _table(document: dict[str, Any]) -> tuple[Any, list[str]]:
+def _table(document: dict[str, Any]) -> tuple[Table, list[str]]:
     """The table of the layers, and the columns for which the screen has no room."""
     from rich import box
     from rich.table import Table

@@ -13,6 +13,9 @@ from rapa_cli.commands import completion, options
 from rapa_cli.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
+    import torch
+
+    from rapa_cli.report.measured import AttackCurve, Measured, Settings
     from rapa_cli.report.reported import Run
 
 _IMAGES = 1000
@@ -93,7 +96,7 @@ def report(
     console.show(f"wrote {target} ({-(-target.stat().st_size // 1000)} kB)")
 
 
-def _take(runs: list[Run], folder: Path, curves: dict[str, Any]) -> None:
+def _take(runs: list[Run], folder: Path, curves: dict[str, list[AttackCurve]]) -> None:
     """Gives runs the curves that were recorded of their checkpoints."""
     known = [run for run in runs if run.sha256 in curves]
     if not known:
@@ -106,7 +109,7 @@ def _take(runs: list[Run], folder: Path, curves: dict[str, Any]) -> None:
         run.recorded += curves[run.sha256]
 
 
-def _measured(run: Run, wanted: Any, data_dir: Path | None, place: Any) -> Any:
+def _measured(run: Run, wanted: Settings, data_dir: Path | None, place: torch.device) -> Measured:
     """What is known of a checkpoint under these settings, measured where it is not known yet."""
     from rapa_cli.attacks.records import digest_images
     from rapa_cli.commands.session import open_data

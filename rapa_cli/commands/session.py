@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapa_cli import console
-from rapa_cli.errors import ConfigError, suggestion
+from rapa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rapa_cli.layers.network import Network
 
 _MIB = 2**20
-# What is counted up to so much is bytes.
+# What counts further than this counts bytes.
 _MANY_BYTES = 4 * _MIB
 
 # The words of the command line that is being run, for the provenance of what it writes.
@@ -195,10 +195,6 @@ def subject(
     from rapa_cli.analog.module import silence
     from rapa_cli.checkpoint import read
 
-    if split not in ("train", "test"):
-        raise ConfigError(
-            f"--split: got '{split}', allowed are train and test", hint=suggestion(split, ("train", "test"))
-        )
     place = compute_device(device, threads)
     path = checkpoint_path(checkpoint, best=best)
     saved = read(path)

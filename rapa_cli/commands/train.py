@@ -137,7 +137,9 @@ def train(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, max=2**32 - 1, show_default=False, help="Seed of the run [default: 0]."),
+        typer.Option(
+            metavar="N", min=0, max=options.MAX_SEED, show_default=False, help="Seed of the run [default: 0]."
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -15,6 +15,7 @@ from rapa_cli.commands import options
 if TYPE_CHECKING:
     from rapa_cli.analysis.calibration import Outcomes
     from rapa_cli.analysis.voting import VoteResult
+    from rapa_cli.layers.network import Network
 
 # As many draws have their own error in the document, and their own line in the curve that is shown.
 _LISTED = 100
@@ -290,10 +291,7 @@ def _show_classes(rows: list[dict[str, Any]]) -> None:
     console.show("\n".join(lines))
 
 
-def _random(network: object) -> bool:
-    from torch import nn
-
+def _random(network: Network) -> bool:
     from rapa_cli.tiling.conv import TiledConv2d
 
-    assert isinstance(network, nn.Module)
     return any(isinstance(layer, TiledConv2d) and layer.random_in_test for layer in network.modules())

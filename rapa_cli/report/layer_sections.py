@@ -16,6 +16,14 @@ from rapa_cli.tiling.conv import TiledConv2d
 
 # Filters of so many tiles and channels are shown; more would be too small to see.
 _MOST_TILES, _MOST_CHANNELS = 16, 32
+_SCHEMES = {
+    "random": "Every image has a new random partition of its pixels, in training and in test.",
+    "random-fixed": "One random partition of the pixels for all images.",
+    "image-overlap": "Every tile has a region of the image; patches at its border reach into the next.",
+    "image-pad": "Every tile has a region of the image; pixels beyond its border read as zero.",
+    "alternate": "Neighbouring pixels go to different tiles.",
+    "perforated": "One tile; in training a random part of the pixels is computed, and the others are zero (white).",
+}
 
 
 def assignments(named: Named) -> Section:
@@ -34,16 +42,6 @@ def assignments(named: Named) -> Section:
         return Section("Assignment", ["One kernel matrix computes all patches of each layer."])
     words = "Output pixels of tiled layers, in the colours of the tiles that compute them, as in the paper's figure 2."
     return Section("Assignment", [words, Beside(pictures)])
-
-
-_SCHEMES = {
-    "random": "Every image has a new random partition of its pixels, in training and in test.",
-    "random-fixed": "One random partition of the pixels for all images.",
-    "image-overlap": "Every tile has a region of the image; patches at its border reach into the next.",
-    "image-pad": "Every tile has a region of the image; pixels beyond its border read as zero.",
-    "alternate": "Neighbouring pixels go to different tiles.",
-    "perforated": "One tile; in training a random part of the pixels is computed, and the others are zero (white).",
-}
 
 
 def _tiled(run: Run) -> list[TiledConv2d]:
