@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapa_cli import console
+from rapa_cli.commands.tables import open_table, that_fit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -235,9 +236,6 @@ def _show(document: dict[str, Any]) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """The layers; with the columns that have room."""
-    from rich import box
-    from rich.table import Table
-
     columns = {
         "layer": [row["name"] for row in rows],
         "makes": [" x ".join(map(str, row["shape"] or ())) for row in rows],
@@ -247,17 +245,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         "cycles": [_cell(row["array_cycles"]) for row in rows],
         "parameters": [_cell(row["parameters"] or None) for row in rows],
     }
-    screen = console.out()
-    for heading in ("k", "n_p", "parameters"):
-        # Two spaces lie between columns.
-        if sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items()) > screen.width:
-            del columns[heading]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in columns:
-        table.add_column(heading, justify="left" if heading in ("layer", "makes") else "right", no_wrap=True)
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
-    return table
+    return open_table(that_fit(columns, ("k", "n_p", "parameters"), console.out().width), ("layer", "makes"))
 
 
 def _cell(number: int | None) -> str:

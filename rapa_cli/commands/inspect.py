@@ -12,6 +12,7 @@ import typer
 from rapa_cli import console
 from rapa_cli.commands import completion, options
 from rapa_cli.commands.array_presets import list_presets, preset_meant, show_preset
+from rapa_cli.commands.tables import that_fit
 from rapa_cli.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -216,9 +217,9 @@ def _show(document: dict[str, Any]) -> None:
     screen = console.out()
     bounded = any(row["at_bounds"] for row in document["layers"])
     headings = _COLUMNS | (_ON_ARRAYS if bounded else {})
-    columns = _fitting(
-        {name: [show(row) for row in document["layers"]] for name, show in headings.items()}, screen.width
-    )
+    cells_of = {name: [show(row) for row in document["layers"]] for name, show in headings.items()}
+    # A rule and two spaces belong to each column, and one rule to the table.
+    columns = that_fit(cells_of, _DISPENSABLE, screen.width, between=3, around=1)
     table = Table()
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
@@ -232,13 +233,3 @@ def _show(document: dict[str, Any]) -> None:
             console.show(f"  {row['name']}  {_ON_ARRAYS[_AT_BOUNDS](row)}")
     for key, value in document["provenance"].items():
         console.show(one_line(f"{key.replace('_', ' ')}: {value}"))
-
-
-def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:
-    """The columns that fit a screen, so that it shows fewer of them instead of cut ones."""
-    left = dict(columns)
-    for heading in _DISPENSABLE:
-        # A rule and two spaces belong to each column, and one rule to the table.
-        if sum(max(map(len, (name, *cells))) + 3 for name, cells in left.items()) + 1 > width:
-            del left[heading]
-    return left

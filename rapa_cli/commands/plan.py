@@ -11,6 +11,7 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import completion, options
+from rapa_cli.commands.tables import open_table, that_fit
 from rapa_cli.errors import ConfigError, commas, suggestion
 
 if TYPE_CHECKING:
@@ -333,9 +334,6 @@ def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan
 
 def _table(document: dict[str, Any]) -> tuple[Table, list[str]]:
     """The table of the layers, and the columns for which the screen has no room."""
-    from rich import box
-    from rich.table import Table
-
     rows = document["layers"]
     columns = {
         "layer": [row["name"] for row in rows],
@@ -355,20 +353,9 @@ def _table(document: dict[str, Any]) -> tuple[Table, list[str]]:
         del columns["groups"]
     if columns["arrays"] == columns["tiles"]:
         del columns["arrays"]
-    screen = console.out()
-    without: list[str] = []
-    for heading in _DISPENSABLE:
-        # Two spaces lie between columns.
-        wide = sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items()) > screen.width
-        if wide and heading in columns:
-            del columns[heading]
-            without.append(heading)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in columns:
-        table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
-    return table, without
+    shown = that_fit(columns, _DISPENSABLE, console.out().width)
+    without = [heading for heading in _DISPENSABLE if heading in columns and heading not in shown]
+    return open_table(shown, ("layer",)), without
 
 
 def _operations(plan: Plan) -> str:
