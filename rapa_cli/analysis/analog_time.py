@@ -14,9 +14,7 @@ from typing import ClassVar
 
 from rapa_cli import config
 from rapa_cli.errors import ConfigError, commas
-from rapa_cli.kernels.geometry import Geometry
-from rapa_cli.layers.network import resolve
-from rapa_cli.layers.pooling import pooled_size
+from rapa_cli.layers.network import ANY_CLASSES, resolve, sized_layers
 from rapa_cli.shown import Shown
 from rapa_cli.tiling.schemes import balanced_tiles, scheme_named
 
@@ -256,7 +254,7 @@ def widened_linear(layers: Sequence[Layer], channels: int) -> list[Layer]:
 
 
 def layers_of(
-    definition: config.Network, shape: tuple[int, int, int], classes: int = 10
+    definition: config.Network, shape: tuple[int, int, int], classes: int = ANY_CLASSES
 ) -> tuple[list[Layer], list[Layer]]:
     """The convolutions and the linear layers of a definition that fits its images.
 
@@ -265,22 +263,14 @@ def layers_of(
         shape: (C, H, W) of an image.
         classes: outputs of linear layers that name none.
     """
-    channels, height, width = shape
     convolutions, linear = list[Layer](), list[Layer]()
-    for layer in definition.layers:
+    for layer, before, (c_out, height, width) in sized_layers(definition, shape, classes):
         if isinstance(layer, config.Conv):
-            kernel, stride, dilation = ((size, size) for size in (layer.kernel, layer.stride, layer.dilation))
-            geometry = Geometry(height, width, kernel, stride, (layer.padding,) * 4, dilation)
-            height, width = geometry.out_height, geometry.out_width
-            name = f"conv{len(convolutions) + 1}"
-            convolutions.append(Layer(name, height, width, kernel, channels, layer.channels))
-            channels = layer.channels
-        elif isinstance(layer, config.Pool):
-            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+            name, kernel = f"conv{len(convolutions) + 1}", (layer.kernel, layer.kernel)
+            convolutions.append(Layer(name, height, width, kernel, before[0], c_out))
         elif isinstance(layer, config.Linear):
-            name, features = f"linear{len(linear) + 1}", layer.features or classes
-            linear.append(Layer(name, 1, 1, (1, 1), channels * height * width, features, widens=False))
-            channels, height, width = features, 1, 1
+            name = f"linear{len(linear) + 1}"
+            linear.append(Layer(name, 1, 1, (1, 1), math.prod(before), c_out, widens=False))
     return convolutions, linear
 
 

@@ -22,7 +22,7 @@ from rapa_cli.analog.bank import Arrays
 from rapa_cli.kernels import reference
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import draws
-from rapa_cli.layers.network import build, patches_per_layer, resolve
+from rapa_cli.layers.network import build, resolve, sized_layers
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import partition_in_torch
 from rapa_cli.training.schedule import optimizer
@@ -193,13 +193,10 @@ def _rows(
 
 def _sizes() -> list[tuple[int, int, int, int, int]]:
     """Channels in, channels out, kernel, padding and side of each convolution; they are square with stride 1."""
-    full = definition()
-    convolutions = [layer for layer in full.layers if isinstance(layer, config.Conv)]
-    sides = [round(count**0.5) for count in patches_per_layer(full, SHAPE)]
-    inputs = [SHAPE[0], *(layer.channels for layer in convolutions[:-1])]
     return [
         (channels, layer.channels, layer.kernel, layer.padding, side)
-        for channels, layer, side in zip(inputs, convolutions, sides, strict=True)
+        for layer, (channels, side, _), _ in sized_layers(definition(), SHAPE)
+        if isinstance(layer, config.Conv)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,22 +241,18 @@ def patches_per_layer(
                 hint="take a convolutional network, or larger images",
             )
         return list(found.values())
-    _, height, width = shape
-    patches: list[int] = []
     flat = False
     for layer in definition.layers:
-        if isinstance(layer, config.Linear):
-            flat = True
-        elif flat and not isinstance(layer, config.Relu):
+        if flat and not isinstance(layer, config.Linear | config.Relu):
             raise ConfigError(
                 f"network '{definition.name}': a layer of kind '{layer.kind}' comes after a linear one",
                 hint="put the layers of kind 'linear' last",
             )
-        elif isinstance(layer, config.Conv):
-            height, width = _conv_size(layer, height, width)
+        flat = flat or isinstance(layer, config.Linear)
+    patches: list[int] = []
+    for layer, _, (_, height, width) in sized_layers(definition, shape, classes):
+        if isinstance(layer, config.Conv):
             patches.append(height * width)
-        elif isinstance(layer, config.Pool):
-            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
         if height < 1 or width < 1:
             raise ConfigError(
                 f"network '{definition.name}' needs larger images than {shape[1]} x {shape[2]} pixels",
@@ -264,6 +261,31 @@ def patches_per_layer(
     if not patches:
         raise ConfigError(f"network '{definition.name}' has no convolution", hint="add a layer of kind 'conv'")
     return patches
+
+
+def sized_layers(
+    definition: config.Network, shape: tuple[int, int, int], classes: int = ANY_CLASSES
+) -> Iterator[tuple[config.Layer, tuple[int, int, int], tuple[int, int, int]]]:
+    """The layers of a definition, each with the sizes (C, H, W) of what it takes and of what it gives.
+
+    Args:
+        definition: of the network.
+        shape: (C, H, W) of an image.
+        classes: outputs of linear layers that name none.
+
+    Raises:
+        ConfigError: a kernel does not fit.
+    """
+    channels, height, width = shape
+    for layer in definition.layers:
+        before = channels, height, width
+        if isinstance(layer, config.Conv):
+            channels, (height, width) = layer.channels, _conv_size(layer, height, width)
+        elif isinstance(layer, config.Pool):
+            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+        elif isinstance(layer, config.Linear):
+            channels, height, width = layer.features or classes, 1, 1
+        yield layer, before, (channels, height, width)
 
 
 def fewest_numbers(
@@ -280,8 +302,7 @@ def fewest_numbers(
     Raises:
         ConfigError: the definition does not fit the images.
     """
-    channels, height, width = shape
-    count = channels * height * width if definition.normalization == "mean-image" else 0
+    count = math.prod(shape) if definition.normalization == "mean-image" else 0
     matrices = scheme_named(definition.scheme).matrices
     tiles = iter(definition.tiles or ())
     if definition.module is not None:
@@ -289,16 +310,11 @@ def fewest_numbers(
         for number, one in zip(tiles, _with_tiles(definition.module, shape, classes, code), strict=False):
             count += (matrices(number) - 1) * sum(parameter.numel() for parameter in one.layer.parameters())
         return count
-    for layer in definition.layers:
+    for layer, before, after in sized_layers(definition, shape, classes):
         if isinstance(layer, config.Conv):
-            count += matrices(next(tiles, 1)) * channels * layer.channels * layer.kernel**2
-            channels, (height, width) = layer.channels, _conv_size(layer, height, width)
-        elif isinstance(layer, config.Pool):
-            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+            count += matrices(next(tiles, 1)) * before[0] * after[0] * layer.kernel**2
         elif isinstance(layer, config.Linear):
-            features = layer.features or classes
-            count += channels * height * width * features
-            channels, height, width = features, 1, 1
+            count += math.prod(before) * after[0]
     return count
 
 
@@ -397,22 +413,18 @@ def _assembled(
     arrays = arrays_of(definition.arrays)
     network.add_module("normalize", _normalization(definition, shape, statistics))
     tiles = iter(definition.tiles or ())
-    channels, height, width = shape
-    flat = False
+    outputs, flat = 0, False
     numbers: dict[str, int] = {}
 
     def add(kind: str, layer: nn.Module) -> None:
         numbers[kind] = numbers.get(kind, 0) + 1
         network.add_module(f"{kind}{numbers[kind]}", layer)
 
-    for layer in definition.layers:
+    for layer, before, (outputs, _, _) in sized_layers(definition, shape, classes):
         if isinstance(layer, config.Conv):
-            add("conv", _convolution(layer, channels, definition.scheme, next(tiles), arrays))
-            channels, (height, width) = layer.channels, _conv_size(layer, height, width)
+            add("conv", _convolution(layer, before[0], definition.scheme, next(tiles), arrays))
         elif isinstance(layer, config.Pool):
-            method = layer.method or definition.pool
-            add("pool", pooling(method, channels, layer.kernel, layer.stride))
-            height, width = (pooled_size(size, layer.kernel, layer.stride) for size in (height, width))
+            add("pool", pooling(layer.method or definition.pool, before[0], layer.kernel, layer.stride))
         elif isinstance(layer, config.Relu):
             add("relu", nn.ReLU())
         elif isinstance(layer, config.Lrn):
@@ -420,18 +432,14 @@ def _assembled(
         else:
             if not flat:
                 network.add_module("flatten", nn.Flatten())
-                channels, height, width, flat = channels * height * width, 1, 1, True
-            features = layer.features or classes
-            add(
-                "linear",
-                nn.Linear(channels, features) if arrays is None else AnalogLinear(channels, features, arrays=arrays),
-            )
-            channels = features
+                flat = True
+            sizes = math.prod(before), outputs
+            add("linear", nn.Linear(*sizes) if arrays is None else AnalogLinear(*sizes, arrays=arrays))
     hint = "let it end with a layer of kind 'linear' without 'features'"
     if not flat:
         raise ConfigError(f"network '{definition.name}' has no linear layer at its end", hint=hint)
-    if channels != classes:
-        raise ConfigError(f"network '{definition.name}' ends with {channels} outputs for {classes} classes", hint=hint)
+    if outputs != classes:
+        raise ConfigError(f"network '{definition.name}' ends with {outputs} outputs for {classes} classes", hint=hint)
     return network
 
 
