@@ -32,9 +32,20 @@ _KEY, _DIGEST = "rapa", "sha256"
 
 
 class Progress(config.Frozen):
-    """How far a training is; sums run over the images of the current epoch so far.
+    """How far a training is; errors are in percent.
 
-    Errors are in percent.
+    Attributes:
+        epoch: epochs that are done.
+        step: steps of the next one that are done.
+        seen: images of those steps.
+        loss_sum: sum of their losses.
+        wrong: how many of them were classified wrongly.
+        test_error: of the last epoch that is done.
+        train_error: likewise.
+        best_test_error: the lowest so far.
+        best_epoch: where it was reached.
+        seconds: of the training so far, testing counted in.
+        images: that it took in this time.
     """
 
     epoch: int = Field(0, ge=0)

@@ -1,12 +1,15 @@
 """Run folders: everything that one training leaves, and how commands find a checkpoint.
 
-*.py          a copy of the Python file that the network is written in, where it is
-run.json      what was asked for: network, recipe, data, seed, versions
-metrics.*     a row for each epoch, as CSV and as JSON lines; the same for the same seed
-timing.csv    seconds for each epoch
-last.*        weights, optimizer and progress at the end of the last epoch or where the run was stopped
-best.*        weights at the lowest test error
-figures/      the learning curve
+*.py            a copy of the Python file that the network is written in, where it is
+run.json        what was asked for: network, recipe, data, seed, versions
+metrics.*       a row for each epoch, as CSV and as JSON lines; the same for the same seed
+timing.csv      seconds for each epoch
+last.*          weights, optimizer and progress at the end of the last epoch or where the run was stopped
+best.*          weights at the lowest test error
+figures/        the learning curve
+tensorboard/    metrics for TensorBoard, where they were asked for
+measured.json   what reports on the run have measured
+.lock           held by the process that writes here
 """
 
 from __future__ import annotations
