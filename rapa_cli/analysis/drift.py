@@ -137,7 +137,7 @@ class ProgrammedNetwork:
         self.network = copy.deepcopy(network)
         self._seed, self._repeat = seed, repeat
         self._programmed = {
-            number: ProgrammedMatrices(layer.matrices, _lines(layer), self._generator(_PROGRAMMING, number))
+            number: ProgrammedMatrices(layer.matrices, layer.lines().detach(), self._generator(_PROGRAMMING, number))
             for number, layer in _array_layers(self.network)
             if isinstance(layer.matrices, AwareMatrices)
         }
@@ -397,13 +397,6 @@ def _range(matrices: AwareMatrices) -> dict[str, Tensor] | None:
         return None
     seen = matrices.get_buffer("batches")
     return {"input_range": matrices.input_range.data, "batches": seen}
-
-
-def _lines(layer: ArrayLayer) -> Tensor:
-    """The weights of a layer as they are programmed, (tiles, out, lines); a bias beside the array is none of them."""
-    assert isinstance(layer.arrays, InferenceArrays)
-    beside = layer.arrays.input_range is not None
-    return layer.to_lines(layer.weight.detach(), None if beside or layer.bias is None else layer.bias.detach())
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

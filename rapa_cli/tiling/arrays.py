@@ -65,8 +65,7 @@ class ArrayLayer(KeyedLayer, abc.ABC):
             self.weight = nn.Parameter(weight)
             self.bias = None if bias is None else nn.Parameter(bias)
             if self.arrays is not None:
-                beside = self.arrays.input_range is not None
-                self.matrices = AwareMatrices(self.arrays, *self.to_lines(weight, None if beside else bias).shape)
+                self.matrices = AwareMatrices(self.arrays, *self.lines().shape)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -104,14 +103,14 @@ class ArrayLayer(KeyedLayer, abc.ABC):
                 return
             self._copy(weight, bias)
             if self.matrices is not None:
-                self.matrices.scale_to(self._lines())
+                self.matrices.scale_to(self.lines())
                 self._note_limits()
 
     def after_step(self) -> None:
         """What follows a step of the optimizer: inference arrays may clip and remap their weights."""
         if isinstance(self.matrices, AwareMatrices) and self.matrices.limits:
             with torch.no_grad():
-                self._copy(*self.from_lines(self.matrices.limited(self._lines())))
+                self._copy(*self.from_lines(self.matrices.limited(self.lines())))
             self._note_limits()
 
     def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -146,7 +145,7 @@ class ArrayLayer(KeyedLayer, abc.ABC):
         if self.training and self.weight._version != self._limited:
             # An optimizer that knows nothing of arrays made a step.
             self.after_step()
-        lines = self._lines()
+        lines = self.lines()
         beside = self.bias.view(lines.shape[:2]) if self.bias is not None and self._bias_beside else None
         call = Call(assignment, len(lines), geometry, draw, bias=self.bias is not None and beside is None)
         return self.matrices.read(x, lines, call, beside)
@@ -155,8 +154,8 @@ class ArrayLayer(KeyedLayer, abc.ABC):
     def _bias_beside(self) -> bool:
         return isinstance(self.arrays, InferenceArrays) and self.arrays.input_range is not None
 
-    def _lines(self) -> Tensor:
-        """The parameters as they lie on inference arrays."""
+    def lines(self) -> Tensor:
+        """The parameters as they lie on inference arrays, (tiles, out, lines); a bias beside them is none of these."""
         return self.to_lines(self.weight, None if self._bias_beside else self.bias)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
