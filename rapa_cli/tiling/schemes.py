@@ -200,12 +200,13 @@ def balanced_tiles(
         scheme: it or its name; `none` has one tile everywhere.
         tileable: of each layer, whether it can have several tiles; the others have one.
     """
-    if scheme == "none":
+    rule = scheme_named(scheme)
+    if rule.name == "none":
         return (1,) * len(patches)
     smallest = min(patches)
     can = (True,) * len(patches) if tileable is None else tileable
     tiles = tuple(count // smallest if may else 1 for count, may in zip(patches, can, strict=True))
-    return tuple(math.isqrt(count) ** 2 for count in tiles) if scheme_named(scheme).square else tiles
+    return tuple(math.isqrt(count) ** 2 for count in tiles) if rule.square else tiles
 
 
 def balanced_partition(draw: Draw, *, patches: int, tiles: int) -> Tensor:

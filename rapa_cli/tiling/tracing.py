@@ -74,8 +74,8 @@ def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.
     def note(name: str, layer: nn.Module, out: Tensor) -> None:
         if name in found:
             raise ConfigError(
-                f"layer '{name}' computes more than once for an image, which is not planned for",
-                hint="plan a network in which each layer computes once",
+                f"layer '{name}' computes more than once for an image, so that it has no one number of patches",
+                hint="take a network in which each layer computes once",
             )
         found[name] = Traced(name, layer, tuple(out.shape[1:]), layer in tied)
 
@@ -99,7 +99,7 @@ def trace(network: nn.Module, shape: tuple[int, int, int], kinds: tuple[type[nn.
         size = " x ".join(map(str, shape))
         raise ConfigError(
             f"the network cannot take an image of {size}: {type(error).__name__}: {' '.join(str(error).split())[:160]}",
-            hint="choose another size (--image-size of `rapa plan`); most networks of torchvision are made for 224",
+            hint="choose another size (`rapa plan` takes --image-size); most networks of torchvision are made for 224",
         ) from error
     finally:
         for handle in handles:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rapa_cli.keyed import Draw, draws
 from rapa_cli.philox import Stream
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.schemes import SCHEMES, balanced_partition, partition_in_torch, scheme_named
+from rapa_cli.tiling.schemes import SCHEMES, balanced_partition, balanced_tiles, partition_in_torch, scheme_named
 from tests.tiling import oracles
 from tests.tolerances import assert_balanced_uniform, assert_distributed, assert_equally_likely, assert_independent
 
@@ -361,3 +361,12 @@ def test_schemes_go_by_their_names() -> None:
     }
     with pytest.raises(ValueError, match=r"^scheme: there is no 'randon'; did you mean 'random'\?"):
         scheme_named("randon")
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_balanced_tiles_are_those_of_the_scheme_however_it_is_named(name: str) -> None:
+    patches = (1024, 320, 64)
+    tiles = {"none": (1, 1, 1)} | dict.fromkeys(SQUARE, (16, 4, 1))
+    assert balanced_tiles(patches, name) == balanced_tiles(patches, SCHEMES[name]) == tiles.get(name, (16, 5, 1))
+    for count in balanced_tiles(patches, name):
+        SCHEMES[name].check(count)
