@@ -19,7 +19,6 @@ from rapa_cli.commands.attack_request import (
     Job,
     Request,
     levels_named,
-    listed,
     prepared,
 )
 from rapa_cli.errors import CheckFailed, ConfigError
@@ -196,7 +195,7 @@ def attack(
         data,
         images,
         None if eps is None and snr is None else tuple(levels_named(eps, snr)),
-        None if methods is None else listed(methods, "--methods"),
+        None if methods is None else options.parse_names(methods, "--methods"),
         tuple(threat) if threat else None,
         snr_space,
         exact_snr or None,

@@ -164,7 +164,7 @@ def _result(shown: Shown, result: Result) -> dict[str, Any]:
     subject, settings = shown.subjects[result.network], shown.settings
     return {
         "checkpoint": subject.path,
-        "chosen": subject.chosen or None,
+        "chosen": subject.chosen,
         "baseline": result.origin.baseline,
         "data": settings.data,
         "method": result.method,

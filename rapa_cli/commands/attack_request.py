@@ -183,18 +183,6 @@ def levels_named(eps: str | None, snr: str | None) -> list[Level]:
     return [Level(eps=value) for value in values]
 
 
-def listed(text: str, name: str) -> tuple[str, ...]:
-    """Words with commas between them, each once.
-
-    Raises:
-        ConfigError: one is empty.
-    """
-    words = tuple(dict.fromkeys(piece.strip() for piece in text.split(",")))
-    if not all(words):
-        raise ConfigError(f"{name}: got an empty name", hint=f"write names with commas: {name} fgsm,pgd")
-    return words
-
-
 def _snr_values(text: str) -> list[float]:
     values = options.parse_levels(text, "--snr")
     for value in values:
@@ -229,7 +217,7 @@ def _origin(subject: Subject, baseline: bool = False) -> Origin:
     from rapa_cli.attacks.records import Origin
     from rapa_cli.files import digest
 
-    return Origin(path=str(subject.path), sha256=digest(subject.path), chosen=subject.chosen, baseline=baseline)
+    return Origin(path=str(subject.path), sha256=digest(subject.path), chosen=subject.chosen or "", baseline=baseline)
 
 
 def _fitting(subjects: list[Subject]) -> int:

@@ -142,7 +142,7 @@ def evaluate(
             )
     document = {
         "checkpoint": chosen.path,
-        "chosen": chosen.chosen or None,
+        "chosen": chosen.chosen,
         "data": chosen.data,
         "split": split,
         "images": result.images,

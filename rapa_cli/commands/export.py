@@ -150,7 +150,7 @@ def _document(exported: Exported, network: Network, path: Path, *, reduced: bool
     computes = exported.form not in _WEIGHTS_ALONE
     return {
         "checkpoint": path,
-        "chosen": chosen(path) or None,
+        "chosen": chosen(path),
         "to": exported.form,
         "reduced": reduced,
         "output": exported.path,

@@ -108,7 +108,7 @@ def _inspect_checkpoint(checkpoint: str | None, *, best: bool, code: list[Path] 
     description, progress = saved.description, saved.description.progress
     document = {
         "checkpoint": path,
-        "chosen": chosen(path) or None,
+        "chosen": chosen(path),
         "network": description.network.name,
         "scheme": description.network.scheme,
         "tiles": description.network.tiles,
@@ -191,14 +191,15 @@ def _at_bounds(layer: nn.Module) -> dict[str, float] | None:
 def _show(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    tiles = ", ".join(str(count) for count in document["tiles"])
+    from rapa_cli.config import tiling
+
     shape = " x ".join(str(size) for size in document["shape"])
     console.show(f"checkpoint  {document['checkpoint']}")
     if document["chosen"]:
         console.show(f"            ({document['chosen']})")
     pooling = f"{document['pool']} pooling, " if document["pool"] else ""
     console.show(f"network     {one_line(document['network'])}, {pooling}images {shape}")
-    console.show(f"tiling      {document['scheme']} ({tiles})")
+    console.show(f"tiling      {tiling(document['scheme'], document['tiles'])}")
     if document["arrays"] != "ideal":
         console.show(f"arrays      {document['arrays']}")
     console.show(f"data        {one_line(document['data'])}, {len(document['classes'])} classes")

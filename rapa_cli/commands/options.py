@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
@@ -204,6 +205,26 @@ def parse_tiles(text: str, name: str = "--tiles") -> tuple[int, ...]:
             )
         counts.append(int(piece))
     return tuple(counts)
+
+
+def parse_names(text: str, name: str, allowed: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Reads names with commas between them, each once.
+
+    Args:
+        text: as it is written.
+        name: the option, for messages.
+        allowed: the names there are; any when left out.
+
+    Raises:
+        ConfigError: one is empty, or not allowed.
+    """
+    words = tuple(dict.fromkeys(piece.strip() for piece in text.split(",")))
+    if not all(words):
+        raise ConfigError(f"{name}: got an empty name", hint=f"write names with commas between them: {name} this,that")
+    for word in words:
+        if allowed is not None and word not in allowed:
+            raise ConfigError(f"{name}: got '{_short(word)}'", hint=suggestion(word, allowed))
+    return words
 
 
 def _piece(piece: str, name: str) -> list[float]:

@@ -133,7 +133,7 @@ def reduce(
     checkpoints.save(target, description, reduced.state_dict(), {})
     document: dict[str, Any] = {
         "checkpoint": chosen.path,
-        "chosen": chosen.chosen or None,
+        "chosen": chosen.chosen,
         "data": chosen.data,
         "images": before.images,
         "by": by,

@@ -141,13 +141,13 @@ def reproduce(
     wanted = Settings(
         epochs=epochs,
         seeds=seeds,
-        data=default.data if data is None else _listed(data, "--data", None),
+        data=default.data if data is None else options.parse_names(data, "--data"),
         images=images,
         # Jobs run in the folder, where the path would mean another file.
         recipe=str(Path(recipe).absolute()) if is_path(recipe) else recipe,
         changes=tuple(settings or ()),
-        schemes=SCHEMES if schemes is None else _listed(schemes, "--schemes", SCHEMES),
-        pools=POOLS if pools is None else _listed(pools, "--pools", POOLS),
+        schemes=SCHEMES if schemes is None else options.parse_names(schemes, "--schemes", SCHEMES),
+        pools=POOLS if pools is None else options.parse_names(pools, "--pools", POOLS),
         tiles=default.tiles if tiles is None else options.parse_tiles(tiles),
     )
     experiments, folder = catalog.named(tuple(names)), Folder(out)
@@ -190,16 +190,6 @@ def reproduce(
     else:
         _show(found, paths)
     _judge(outcome, found, len(with_needs(planned)), wanted.scaled_down)
-
-
-def _listed(text: str, name: str, allowed: Sequence[str] | None) -> tuple[str, ...]:
-    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    wrong = [word for word in words if allowed is not None and word not in allowed]
-    if wrong or not words:
-        got = f"'{wrong[0]}'" if wrong else "nothing"
-        hint = suggestion(wrong[0], allowed or ()) if wrong else "write names with commas between them"
-        raise ConfigError(f"{name}: got {got}", hint=hint)
-    return words
 
 
 def _shared(name: str, jobs: int | None) -> tuple[torch.device, int, int, list[str]]:

@@ -42,7 +42,7 @@ class Subject:
 
     Attributes:
         path: the checkpoint file.
-        chosen: how it was chosen among those of its run, as results are labelled with it.
+        chosen: how it was chosen among those of its run, as results are labelled with it; None for the last.
         description: what it says of itself.
         network: on its device, in evaluation mode.
         data: name of the data set.
@@ -52,7 +52,7 @@ class Subject:
     """
 
     path: Path
-    chosen: str
+    chosen: str | None
     description: Description
     network: Network
     data: str
@@ -120,11 +120,11 @@ def made_from(path: Path, folder: Path) -> str:
     return os.path.relpath(path.resolve(), folder.resolve()) if name is None else f"{name} of the zoo"
 
 
-def chosen(path: Path) -> str:
-    """How a checkpoint was chosen among those of its run; empty for the last, and for others that nobody chose."""
+def chosen(path: Path) -> str | None:
+    """How a checkpoint was chosen among those of its run; None for the last, and for others that nobody chose."""
     from rapa_cli.runs import BEST
 
-    return "lowest test error of the run, chosen on the test set" if path.name == BEST else ""
+    return "lowest test error of the run, chosen on the test set" if path.name == BEST else None
 
 
 def command_to_resume(folder: Path, data_dir: Path | None, code: Sequence[Path] = ()) -> str:

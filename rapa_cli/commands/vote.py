@@ -83,7 +83,7 @@ def vote(
     classes = chosen.description.classes
     document = {
         "checkpoint": chosen.path,
-        "chosen": chosen.chosen or None,
+        "chosen": chosen.chosen,
         "data": chosen.data,
         "images": result.images,
         "n": n,

@@ -90,7 +90,7 @@ def test_a_recipe_file_is_named_as_jobs_see_it(rapa: Run) -> None:
     [
         (["tabel1"], "there is no experiment 'tabel1'", "table1"),
         (["table2", "--pools", "max,men"], "--pools: got 'men'", "max"),
-        (["table1", "--schemes", " "], "--schemes: got nothing", "commas"),
+        (["table1", "--schemes", " "], "--schemes: got an empty name", "commas"),
         (["table1", "--engine", "rya"], "--engine: there is no 'rya'", "ray"),
         (["table1", "--plan", "--report-only"], "--plan and --report-only exclude each other", "leave one"),
         (["table1", "--address", "auto"], "--address cannot go without --engine ray", "--engine ray"),
