@@ -22,7 +22,10 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = [
     "AnalogLinear",
     "AnalogSGD",
+    "KeyedLayer",
     "Level",
+    "Purpose",
+    "Scheme",
     "TiledConv2d",
     "__version__",
     "assignments",
@@ -34,6 +37,7 @@ PUBLIC = [
     "load",
     "open_data",
     "plan",
+    "preset",
     "reduce",
     "resume",
     "similarity",
