@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from rapa_cli.exporting.files import export
     from rapa_cli.exporting.graph import assignments
     from rapa_cli.keyed import KeyedLayer, draws
+    from rapa_cli.layers.conversion import convert
     from rapa_cli.layers.linear import AnalogLinear
     from rapa_cli.philox import Purpose
     from rapa_cli.tiling.conv import TiledConv2d
-    from rapa_cli.tiling.conversion import convert
     from rapa_cli.tiling.schemes import Scheme
     from rapa_cli.training.request import resume, train
     from rapa_cli.training.sgd import AnalogSGD
@@ -68,7 +68,7 @@ _HOMES = {
     "TiledConv2d": "rapa_cli.tiling.conv",
     "assignments": "rapa_cli.exporting.graph",
     "attack": "rapa_cli.attacks.evaluation",
-    "convert": "rapa_cli.tiling.conversion",
+    "convert": "rapa_cli.layers.conversion",
     "draws": "rapa_cli.keyed",
     "evaluate": "rapa_cli.analysis.evaluation",
     "export": "rapa_cli.exporting.files",

@@ -120,19 +120,6 @@ def test_a_look_that_fails_does_not_end_the_examination(monkeypatch: pytest.Monk
     assert (broken.status, broken.found) == ("warn", "could not be looked at: ZeroDivisionError")
 
 
-def test_cores_within_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    def allowed(count: int, quota: str) -> int:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(count)), raising=False)
-        monkeypatch.setattr(examination, "_control_group", lambda _name: quota)
-        return examination.cores()
-
-    assert allowed(8, "") == 8
-    assert allowed(8, "max 100000") == 8
-    assert allowed(8, "350000 100000") == 3
-    assert allowed(8, "50000 100000") == 1
-    assert allowed(2, "800000 100000") == 2
-
-
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
     monkeypatch.setattr(examination, "cores", lambda: 2)

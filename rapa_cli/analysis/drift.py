@@ -21,12 +21,12 @@ from rapa_cli.analysis.voting import VoteResult, vote_error
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError
 from rapa_cli.keyed import Draw, KeyedLayer, draws
+from rapa_cli.layers.conversion import convert, replaced
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.network import Network
 from rapa_cli.philox import Purpose, Stream
 from rapa_cli.tiling.arrays import ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import convert, replaced
 
 # What of a programming a generator is for.
 _LINES, _PROGRAMMING, _AGEING, _DRAWS = range(4)

@@ -9,9 +9,9 @@ from torch import nn
 
 from rapa_cli.analysis.analog_time import Layer, LayerCost, costs, layers_of
 from rapa_cli.errors import ConfigError
+from rapa_cli.layers.conversion import obstacle
 from rapa_cli.layers.network import Network
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import obstacle
 from rapa_cli.tiling.schemes import SCHEMES
 from rapa_cli.tiling.tracing import trace
 

@@ -12,10 +12,10 @@ from rapa_cli.analog.specification import IDEAL
 from rapa_cli.analysis.winners import count_wins, has_choice
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import suggestion
+from rapa_cli.layers.conversion import replaced
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.network import Network
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import replaced
 
 WAYS = ("norm", "winner", "mean", "first")
 

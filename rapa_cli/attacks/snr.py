@@ -14,10 +14,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
+from rapa_cli.attacks.levels import SPACES
 from rapa_cli.errors import ConfigError
 from rapa_cli.layers.normalization import Normalize
-
-SPACES = ("raw", "standardized")
 
 # Halvings of the interval that a strength is looked for in: from 1 to far below what a float32 pixel can show.
 _HALVINGS = 40

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapa_cli import console
+from rapa_cli.attacks.levels import SPACES
 from rapa_cli.commands.session import Subject, arrays_line, labelled
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from rapa_cli.attacks.sanity import Line
 
 _WIDTH = 80
-_SPACES = {"raw": "[0, 1] pixels", "standardized": "standardised pixels"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def show(shown: Shown, written: Sequence[Path]) -> None:
             console.show("")
     several = "" if settings.draws == 1 else f", mean over {settings.draws} draws"
     _wrapped(
-        f"SNR of {_SPACES[settings.snr_space]} after cutting{arrays_line(shown.subjects[0].arrays)}\n"
+        f"SNR of {SPACES[settings.snr_space]} after cutting{arrays_line(shown.subjects[0].arrays)}\n"
         f"accuracy over the images that are right without noise{several}; all: over all images"
     )
     if settings.judge_draws:
@@ -116,7 +116,7 @@ def write(folder: Path, shown: Shown, run: Evaluation) -> list[Path]:
     settings, names = shown.settings, _names(shown)
     paths = [folder / FILE, folder / SUMMARY]
     title = f"{settings.data}, {settings.images:,} images, 95 % bands"
-    space = _SPACES[settings.snr_space]
+    space = SPACES[settings.snr_space]
     curves = [
         attack_figures.Curve(
             names[result.network],

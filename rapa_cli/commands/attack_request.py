@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from rapa_cli import console
+from rapa_cli.attacks.levels import SNR, SPACES
 from rapa_cli.commands import options
 from rapa_cli.errors import ConfigError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rapa_cli.commands.session import Subject
     from rapa_cli.layers.network import Network
 
-DEFAULT_SNR = "60,50,45,40,36,33,30,25,20"
+DEFAULT_SNR = ",".join(f"{level:g}" for level in SNR)
 JUDGE_DRAWS = 16
 REDUCED = "reduced"
 
@@ -206,7 +207,6 @@ def _judges(request: Request, threats: Sequence[Threat]) -> tuple[int, int]:
 
 
 def _space(name: str) -> Any:
-    from rapa_cli.attacks.snr import SPACES
 
     if name not in SPACES:
         raise ConfigError(f"--snr-space: got '{name}', allowed are raw and standardized", hint="raw is the paper's")

@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 
 from rapa_cli import resources
+from rapa_cli.attacks.levels import SPACES
 from rapa_cli.errors import RapaError
 
 MANIFEST = "run.json"
@@ -28,7 +29,6 @@ METHODS = (
     *("apgd-ce", "apgd-dlr", "apgd-ce-l2", "apgd-dlr-l2", "autoattack-rand", "cw", "deepfool"),
 )
 THREATS = ("same-draw", "fresh-draw", "eot", "vote-aware", "transfer", "noise")
-SPACES = ("raw", "standardized")
 _CELLS = ("ReRamES", "ReRamSB", "Capacitor", "EcRam", "EcRamMO", "Idealized")
 PRESETS = (
     *_CELLS,

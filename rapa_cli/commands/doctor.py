@@ -19,6 +19,7 @@ from typing import Any, Literal
 from rapa_cli import __version__
 from rapa_cli.commands.options import DataDir, Json
 from rapa_cli.errors import CheckFailed, RapaError
+from rapa_cli.machine import control_group, cores
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -170,20 +171,6 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """How many cores this process may use: its affinity, and the quota of a container where there is one."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _control_group("cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
-        count = min(count, max(1, int(quota[0]) // int(quota[1])))
-    return count
-
-
-def _control_group(name: str) -> str:
-    path = Path("/sys/fs/cgroup") / name
-    return path.read_text(encoding="ascii").strip() if path.exists() else ""
-
-
 def _threads() -> Finding:
     import torch
 
@@ -201,10 +188,10 @@ def _memory() -> Finding:
     lines = (line.split() for line in information.read_text(encoding="ascii").splitlines())
     amounts = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
     total, free = amounts["MemTotal"], amounts["MemAvailable"]
-    limit = _control_group("memory.max")
+    limit = control_group("memory.max")
     if limit.isdigit() and int(limit) < total:
         total = int(limit)
-        free = min(free, total - int(_control_group("memory.current") or 0))
+        free = min(free, total - int(control_group("memory.current") or 0))
     found = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free"
     if free < LOW_MEMORY:
         return Finding("memory", "warn", found, "use a small --batch-size, or end other programs")

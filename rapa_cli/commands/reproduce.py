@@ -13,8 +13,8 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import completion, options
-from rapa_cli.commands.doctor import cores
 from rapa_cli.errors import CheckFailed, ConfigError, FileError, RapaError, suggestion
+from rapa_cli.machine import cores
 
 if TYPE_CHECKING:
     import torch

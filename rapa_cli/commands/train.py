@@ -350,7 +350,7 @@ def _one_voice() -> Iterator[None]:
 def _note_tiles(training: Training) -> None:
     """Says which layers have one tile only, and where given weights do not compute what they did."""
     from rapa_cli import runs
-    from rapa_cli.tiling.conversion import kept_whole
+    from rapa_cli.layers.conversion import kept_whole
 
     definition = training.manifest.network
     if definition.module is None or definition.scheme == "none":

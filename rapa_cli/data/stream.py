@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from rapa_cli.data import image_files
 from rapa_cli.data.image_files import Files
 from rapa_cli.errors import FileError
+from rapa_cli.machine import cores
 from rapa_cli.philox import Purpose, uniform, words
 
 # Of the shorter side: what is left of 256 pixels in a square of 224, as is usual on ImageNet.
@@ -158,8 +159,7 @@ def read(images: Images, batches: Sequence[Tensor], crop: Crop | None = None) ->
 
 def usual_workers() -> int:
     """How many processes decode images unless somebody says otherwise: one for each core that may be used, up to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    return min(cores(), _MOST_WORKERS)
 
 
 def centre_box(height: int, width: int) -> Box:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rapa_cli.attacks.levels import SNR
 from rapa_cli.config import Recipe, load_network, load_recipe, override
 from rapa_cli.errors import commas
 from rapa_cli.experiments.jobs import Job
@@ -16,8 +17,8 @@ POOLS = ("max", "average", "mixed", "stochastic")
 TILES = (16, 4, 1)
 LARGE = (128, 32, 8)
 VOTES, LARGE_VOTES = 5, 9
-SNR = "60,50,45,40,36,33,30,25,20"
 HUMAN_SNR = "33"
+_LEVELS = ",".join(f"{level:g}" for level in SNR)
 
 
 def recipe_asked(job: Job) -> Recipe:
@@ -158,7 +159,7 @@ class Settings:
         """The reduction of a trained network."""
         return self._tested("reduce", run, f"by {by}", "--by", by)
 
-    def attack(self, run: Job, snr: str = SNR, *, baseline: Job | None = None) -> Job:
+    def attack(self, run: Job, snr: str = _LEVELS, *, baseline: Job | None = None) -> Job:
         """FGSM on a trained network, with a gradient on one draw and the score on another."""
         against = () if baseline is None else ("--baseline", baseline.run)
         job = self._tested("attack", run, f"at {snr}" if "," not in snr else "sweep", "--snr", snr, *against)

@@ -17,9 +17,9 @@ from torch.export import Dim, ExportedProgram
 from rapa_cli.analysis.reduction import reduce
 from rapa_cli.errors import ConfigError
 from rapa_cli.keyed import draws
+from rapa_cli.layers.conversion import replaced
 from rapa_cli.tiling.arrays import ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import replaced
 from rapa_cli.tiling.tracing import trace
 
 # Of the images that a graph is traced with: 1 would become a constant of it.

@@ -20,13 +20,13 @@ from rapa_cli.errors import ConfigError, RapaError, commas, is_lack_of_memory
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import keyed_layers, number_layers
 from rapa_cli.layers import modules
+from rapa_cli.layers.conversion import convert, tileable
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.normalization import LocalResponseNorm, Normalize
 from rapa_cli.layers.pooling import pooled_size, pooling
 from rapa_cli.philox import Purpose, check_seed, generator
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import convert, tileable
 from rapa_cli.tiling.schemes import balanced_tiles, scheme_named
 from rapa_cli.tiling.tracing import Traced
 

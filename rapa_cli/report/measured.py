@@ -22,6 +22,7 @@ from rapa_cli.analysis.reduction import reduce
 from rapa_cli.analysis.voting import vote_error
 from rapa_cli.attacks import batching, records
 from rapa_cli.attacks.evaluation import attack, attacks_named, attacks_of
+from rapa_cli.attacks.levels import SNR
 from rapa_cli.attacks.results import Point, results
 from rapa_cli.data.stream import Images
 from rapa_cli.errors import ConfigError, FileError
@@ -31,8 +32,6 @@ from rapa_cli.tiling.arrays import ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
 
 FILE = "measured.json"
-# Levels of the attack, dB, as in the paper's figure 4.
-SNR = (60.0, 50.0, 45.0, 40.0, 36.0, 33.0, 30.0, 25.0, 20.0)
 VOTES = 5
 # What an attack on one image costs, in passes of it forward through the network: once without noise, about three times
 # for the gradient, and once for each level.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rapa_cli.analog.specification import label
 from rapa_cli.analysis.analog_time import acceleration
 from rapa_cli.analysis.modules import network_costs
+from rapa_cli.attacks.levels import SPACES
 from rapa_cli.errors import commas
 from rapa_cli.layers.network import parameter_count
 from rapa_cli.report import run_figures
@@ -26,8 +27,6 @@ from rapa_cli.report.reported import (
     percent,
     with_interval,
 )
-
-_SPACES = {"raw": "[0, 1] pixels", "standardized": "standardised pixels"}
 
 
 def summary(named: Named) -> Section:
@@ -262,7 +261,7 @@ def attacks(named: Named) -> Section:
                 for name, curve in group
             ],
             where,
-            space=_SPACES.get(space, space),
+            space=SPACES.get(space, space),
             over="images right without noise",
         )
         figure.set_size_inches(5.4, 4.2 + 0.1 * len(group))

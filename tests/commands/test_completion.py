@@ -14,7 +14,6 @@ from rapa_cli import config, resources
 from rapa_cli.analog.presets import INFERENCE_PRESETS, PRESETS
 from rapa_cli.analysis.reduction import WAYS
 from rapa_cli.attacks.methods import METHODS
-from rapa_cli.attacks.snr import SPACES
 from rapa_cli.attacks.threat import THREATS
 from rapa_cli.commands import completion
 from rapa_cli.data import catalog
@@ -41,7 +40,6 @@ def test_the_names_written_down_are_those_there_are() -> None:
     assert completion.WAYS == WAYS
     assert completion.MANIFEST == MANIFEST
     assert completion.METHODS == METHODS
-    assert completion.SPACES == SPACES
     assert completion.THREATS == THREATS
     scalings: tuple[str, ...] = config.Recipe.model_fields["lr_scaling"].annotation.__args__  # type: ignore[union-attr]
     assert completion.scalings("") == sorted(scalings)

@@ -25,11 +25,11 @@ from rapa_cli.analysis.analog_time import balanced as of_plan
 from rapa_cli.analysis.analog_time import costs
 from rapa_cli.analysis.modules import layers_of_module
 from rapa_cli.keyed import draws, keyed_layers
+from rapa_cli.layers.conversion import balanced, convert, kept_whole
 from rapa_cli.layers.linear import AnalogLinear
 from rapa_cli.layers.pooling import StochasticPool2d
 from rapa_cli.tiling.arrays import AnyArrays, ArrayLayer
 from rapa_cli.tiling.conv import TiledConv2d
-from rapa_cli.tiling.conversion import balanced, convert, kept_whole
 from rapa_cli.training.sgd import AnalogSGD
 from tests.tolerances import assert_near
 
