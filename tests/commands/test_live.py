@@ -121,7 +121,8 @@ def test_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("terminal", [True, False])
+# What a pipe gets is also what `test_same_bits` compares.
+@pytest.mark.parametrize("terminal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_real_terminal_and_a_pipe(here: Path, terminal: bool) -> None:
     pty = pytest.importorskip("pty", reason="this system has no pseudo terminals")
     main, branch = pty.openpty()

@@ -254,7 +254,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, number: int, step: int, times: 
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow)],
 )
 def test_stopped_and_resumed(rapa: Run, monkeypatch: pytest.MonkeyPatch, number: int, code: int, word: str) -> None:
     scheme = ["--scheme", "random", "--tiles", "4", "--epochs", "2"]

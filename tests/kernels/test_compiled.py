@@ -161,6 +161,7 @@ def test_every_source_decides_what_is_built(
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.slow  # two processes that build
 def test_two_processes_at_once() -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", USE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

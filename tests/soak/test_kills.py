@@ -27,7 +27,7 @@ def launcher(place: Path) -> Iterator[Launcher]:
         yield launcher
 
 
-@pytest.mark.parametrize("name", ["random", "perforated on arrays"])
+@pytest.mark.parametrize("name", ["random", pytest.param("perforated on arrays", marks=pytest.mark.slow)])
 def test_killed_before_each_renaming(launcher: Launcher, place: Path, name: str) -> None:
     begin, whole, parts = kills.words(name, epochs=2), f"{name} whole", f"{name} parts"
     kills.done(launcher.run([*begin, "--out", whole]))
