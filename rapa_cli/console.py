@@ -88,6 +88,11 @@ def size(count: int) -> str:
     return f"{amount:.3g} GiB" if amount < 100 else f"{amount:.0f} GiB"
 
 
+def plural(word: str, count: int) -> str:
+    """The word for so many."""
+    return word if count == 1 else f"{word}s"
+
+
 def progress(*, counted: bool = True) -> Progress:
     """A progress bar on standard error; where that is no terminal, a line now and then.
 

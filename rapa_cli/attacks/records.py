@@ -41,6 +41,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rapa_cli import config, tensors
+from rapa_cli.attacks.levels import SpaceName
 from rapa_cli.data.stream import Images, StreamedImages
 from rapa_cli.errors import ConfigError, FileError
 from rapa_cli.files import atomic, inside, make_folder, system_error
@@ -141,7 +142,7 @@ class Settings(config.Frozen):
     levels: tuple[Level, ...] = Field(min_length=1)
     methods: tuple[str, ...] = Field(min_length=1)
     threats: tuple[str, ...] = Field(min_length=1)
-    snr_space: Literal["raw", "standardized"] = "raw"
+    snr_space: SpaceName = "raw"
     exact_snr: bool = False
     draws: PositiveInt = 1
     judge_draws: NonNegativeInt = 0

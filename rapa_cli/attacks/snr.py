@@ -14,7 +14,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from rapa_cli.attacks.levels import SPACES
+from rapa_cli.attacks.levels import space_named
 from rapa_cli.errors import ConfigError
 from rapa_cli.layers.normalization import Normalize
 
@@ -69,9 +69,7 @@ def space_of(model: nn.Module, name: str) -> Space:
     Raises:
         ConfigError: there is no such space, or the network normalises nothing.
     """
-    if name not in SPACES:
-        raise ConfigError(f"--snr-space: got '{name}', allowed are raw and standardized", hint="raw is the paper's")
-    if name == "raw":
+    if space_named(name) == "raw":
         return RAW
     layer = next((layer for layer in model.modules() if isinstance(layer, Normalize)), None)
     if layer is None:

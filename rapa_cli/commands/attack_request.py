@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rapa_cli import console
-from rapa_cli.attacks.levels import SNR, SPACES
+from rapa_cli.attacks.levels import SNR, space_named
 from rapa_cli.commands import options
 from rapa_cli.errors import ConfigError
 
@@ -130,7 +130,7 @@ def prepared(request: Request, load: Callable[[str | None, Request], Subject]) -
     subjects = [first, *(load(name, request) for name in names[1:])]
     if request.baseline is not None:
         subjects.append(load(request.baseline, request))
-    space = _space(request.snr_space or "raw")
+    space = space_named(request.snr_space or "raw")
     # Before anything is computed: a method that cannot work must not be found out after hours of others.
     for one in subjects:
         check_fit(attacks, tuple(one.images.shape[1:]), one.network.classes)
@@ -204,13 +204,6 @@ def _judges(request: Request, threats: Sequence[Threat]) -> tuple[int, int]:
         plain = request.methods is None and request.threats is None and request.votes is None
         judging = 0 if plain else max(JUDGE_DRAWS, request.votes or 0, *(2 * threat.known for threat in threats))
     return judging, voting_draws(threats, judging, request.votes)
-
-
-def _space(name: str) -> Any:
-
-    if name not in SPACES:
-        raise ConfigError(f"--snr-space: got '{name}', allowed are raw and standardized", hint="raw is the paper's")
-    return name
 
 
 def _origin(subject: Subject, baseline: bool = False) -> Origin:

@@ -24,6 +24,7 @@ EXPERIMENTS = ("table1", "table2", "figure2", "figure3", "figure4", "large", "ti
 WAYS = ("norm", "winner", "mean", "first")
 FORMS = ("onnx", "torch-export", "state-dict", "aihwkit")
 KINDS = ("network", "recipe", "arrays")
+SPLITS = ("train", "test")
 METHODS = (
     *("fgsm", "noise", "pgd", "pgd-l2", "eotpgd", "eotpgd-l2", "square"),
     *("apgd-ce", "apgd-dlr", "apgd-ce-l2", "apgd-dlr-l2", "autoattack-rand", "cw", "deepfool"),
@@ -139,6 +140,6 @@ method_list = _listing(lambda: METHODS)
 threats = _offering(lambda: THREATS)
 spaces = _offering(lambda: SPACES)
 kinds = _offering(lambda: KINDS)
-splits = _offering(lambda: ("train", "test"))
+splits = _offering(lambda: SPLITS)
 devices = _offering(lambda: ("auto", "cpu", "cuda", "mps"))
 scalings = _offering(lambda: ("none", "sqrt", "linear"))

@@ -17,7 +17,6 @@ MAX_LEVELS = 10_000
 
 MAX_SEED = 2**32 - 1
 """The largest seed that `--seed` takes."""
-_SPLITS = ("train", "test")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 # An exponent of at most three digits keeps the exact fractions below small.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
@@ -36,8 +35,9 @@ def _device(text: str | None) -> str | None:
 
 
 def _split(text: str) -> str:
-    if text not in _SPLITS:
-        raise ConfigError(f"--split: got '{text}', allowed are train and test", hint=suggestion(text, _SPLITS))
+    if text not in completion.SPLITS:
+        hint = suggestion(text, completion.SPLITS)
+        raise ConfigError(f"--split: got '{text}', allowed are train and test", hint=hint)
     return text
 
 

@@ -277,7 +277,7 @@ def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan
         console.show(f"checkpoint    {subject.checkpoint}")
     console.show(f"network       {subject.name}, images {_size(subject)}")
     console.show(
-        f"tiling        {found.scheme} ({tiling}), {found.arrays:,} {_plural('array', found.arrays)}, "
+        f"tiling        {found.scheme} ({tiling}), {found.arrays:,} {console.plural('array', found.arrays)}, "
         f"{found.weights:,} weights"
     )
     console.show("")
@@ -317,8 +317,9 @@ def _show(document: dict[str, Any], subject: Subject, found: Plan, untiled: Plan
     whole = [layer for layer in found.layers if layer.whole is not None]
     if whole and found.scheme != "none":
         such = ", such as" if len(whole) > 1 else ":"
+        layers = console.plural("layer", len(whole))
         console.show(
-            f"note          {len(whole)} {_plural('layer', len(whole))} can have one tile only, in training too{such}\n"
+            f"note          {len(whole)} {layers} can have one tile only, in training too{such}\n"
             f"              {whole[0].name}, which {whole[0].whole}"
         )
     if found.scheme == "perforated":
@@ -362,7 +363,7 @@ def _operations(plan: Plan) -> str:
     most = plan.bottleneck.array_cycles
     alike = len(plan.layers) > 1 and all(layer.array_cycles == most for layer in plan.layers)
     who = "none, each layer" if alike else plan.bottleneck.name
-    return f"{who} with {most:,} {_plural('operation', most)}"
+    return f"{who} with {most:,} {console.plural('operation', most)}"
 
 
 def _size(subject: Subject) -> str:
@@ -390,7 +391,3 @@ def _energy(nanojoules: float) -> str:
         if nanojoules >= size:
             return f"{nanojoules / size:.2f} {unit}"
     return f"{nanojoules:.2f} nJ"
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"

@@ -235,7 +235,7 @@ def _show(document: Mapping[str, Any], chosen: Subject) -> None:
     ]
     tuned = document.get("finetuned")
     if tuned:
-        how = f"{_epochs(tuned['epochs'])}, rate {tuned['lr']:g}"
+        how = f"{tuned['epochs']} {console.plural('epoch', tuned['epochs'])}, rate {tuned['lr']:g}"
         lines.append(f"test error tuned    {document['test_error_finetuned']:.2f} %  ({how})")
     lines += [
         f"{document['images']} images of {document['data']}",
@@ -261,10 +261,6 @@ def _row(way: str, error: float | None, interval: tuple[float, float] | None, sh
         return f"{way:<10}{'-':>15}"
     same = "" if share is None else f"{100 * share:>25.0f}"
     return f"{way:<10}{error:>15.2f}{f'{interval[0]:.2f} to {interval[1]:.2f}':>20}{same}"
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _recipe(chosen: Subject, epochs: int, lr: float | None) -> Recipe:
@@ -314,7 +310,8 @@ def _finetuned(
         training = loop.begin(folder, manifest, open_data(chosen.data, data_dir), network, code=code)
         # A run that is stopped goes on from these weights, and not from new ones.
         training.save()
-        console.note(f"fine-tuning for {_epochs(recipe.epochs)} at rate {recipe.lr:g} in {folder}")
+        epochs = console.plural("epoch", recipe.epochs)
+        console.note(f"fine-tuning for {recipe.epochs} {epochs} at rate {recipe.lr:g} in {folder}")
         try:
             with StopRequest() as stop, _Watcher(recipe.epochs) as watcher:
                 training.run(watcher, stop)

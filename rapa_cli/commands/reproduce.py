@@ -322,7 +322,7 @@ def _show_plan(
         duration = console.duration(left[job]) if job in left else "done"
         console.show(f"{duration:>9}  {job.words[0]:<8} {job.label}")
     together = "" if whole is None else f", about {console.duration(whole)} with {slots} at a time"
-    jobs = "1 job" if len(every) == 1 else f"{len(every)} jobs"
+    jobs = f"{len(every)} {console.plural('job', len(every))}"
     console.show(
         f"{jobs}, {len(left)} of them to do: {console.duration(seconds)} of one after the other{together}, "
         f"{console.size(size)} on the disk"

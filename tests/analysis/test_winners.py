@@ -159,7 +159,8 @@ class Functional(nn.Module):
         self.norm, self.drop, self.pool = nn.BatchNorm2d(4), nn.Dropout2d(), pool
 
     def between(self, x: Tensor) -> Tensor:
-        return self.drop(F.relu(self.norm(x), inplace=True)) * 2 + x  # type: ignore[no-any-return]
+        dropped: Tensor = self.drop(F.relu(self.norm(x), inplace=True))
+        return dropped * 2 + x
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.between(self.layer(x)))
@@ -252,10 +253,11 @@ def test_where_no_pooling_follows() -> None:
     network = convert(
         nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2)), tiles=[4, 4]
     )
+    assert isinstance(network, nn.Sequential)
     images = tiny.data_set().train.images
     assert list(count_wins(network, images)) == ["2"]
     with pytest.raises(ConfigError, match=r"no pooling follows '0' or any other tiled layer$"):
-        count_wins(network[:3], images)  # type: ignore[index]
+        count_wins(network[:3], images)
     unpooled: list[list[str]] = []
     won = reduce(network, "winner", images=images, on_unpooled=unpooled.append)
     assert unpooled == [["0"]]

@@ -293,11 +293,11 @@ def test_a_name_that_is_none() -> None:
 
 
 def test_jobs_get_options_that_their_commands_have(tmp_path: Path) -> None:
-    commands = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+    program: Any = typer.main.get_command(app.app)
     engine = LocalEngine(Folder(tmp_path), slots=1, threads=1, devices=["cpu"], data_dir=tmp_path)
     planned = [job for experiment in EXPERIMENTS.values() for job in experiment.jobs(Settings(seeds=1))]
     asked = {job.words[0]: engine.words(job, "cpu") for job in with_needs(planned)}
     assert {"train", "vote", "regularizer"} <= asked.keys()
     for command, words in asked.items():
-        known = {name for parameter in commands[command].params for name in parameter.opts}
+        known = {name for parameter in program.commands[command].params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known

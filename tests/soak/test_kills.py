@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,6 @@ from rapa_cli import runs
 from tests.soak import kills
 from tests.soak.kills import Kill
 from tests.soak.launcher import Launcher
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kills")
-
-
-@pytest.fixture(scope="module")
-def launcher(place: Path) -> Iterator[Launcher]:
-    with Launcher(place, place / "data") as launcher:
-        kills.prepare(place, launcher)
-        yield launcher
 
 
 @pytest.mark.parametrize("name", ["random", pytest.param("perforated on arrays", marks=pytest.mark.slow)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.soak import kills, load
+from tests.soak import load
 from tests.soak.launcher import Launcher
 from tests.soak.load import Load
 
@@ -20,18 +20,6 @@ CHECKS: dict[str, Callable[..., Load]] = {
 }
 
 pytestmark = pytest.mark.slow  # each draws, trains or attacks for ten seconds and more
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("load")
-
-
-@pytest.fixture(scope="module")
-def launcher(place: Path) -> Iterator[Launcher]:
-    with Launcher(place, place / "data") as launcher:
-        kills.prepare(place, launcher)
-        yield launcher
 
 
 @pytest.mark.parametrize("leak", CHECKS)
