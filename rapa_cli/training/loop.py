@@ -7,8 +7,9 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from rapa_cli.analysis.similarity import similarity
 from rapa_cli.analysis.voting import vote_error
 from rapa_cli.checkpoint import Description, Progress
 from rapa_cli.config import Recipe
-from rapa_cli.data.augmentation import augment, pixels
+from rapa_cli.data.augmentation import augment, moved, pixels
 from rapa_cli.data.images import DataSet
 from rapa_cli.data.stream import Crop, read
 from rapa_cli.errors import CheckFailed, ConfigError, FileError, Interrupted
@@ -31,6 +32,7 @@ from rapa_cli.keyed import draws, global_generator
 from rapa_cli.layers.network import Network, Statistics, build
 from rapa_cli.philox import permutation
 from rapa_cli.tiling.conv import TiledConv2d
+from rapa_cli.training import captured
 from rapa_cli.training.diverging import first_not_finite
 from rapa_cli.training.parallel import ALONE, Team, needs_whole_batches
 from rapa_cli.training.schedule import optimizer, rate, set_rate
@@ -41,6 +43,8 @@ from rapa_cli.training.stopping import StopRequest
 _USUAL_RATE = 0.01
 # As many as `evaluate` takes.
 _TEST_BATCH = 200
+# Images of a step beyond which a GPU takes longer to compute it than the host to launch it.
+_CAPTURED = 256
 
 
 class Watcher(Protocol):
@@ -72,12 +76,6 @@ class Sums:
             torch.tensor(progress.wrong, dtype=torch.int64, device=device),
             progress.seen,
         )
-
-    def add(self, loss: Tensor, wrong: Tensor, images: int) -> None:
-        """Adds a batch, given its mean loss and how many of its images were classified wrongly."""
-        self.loss += loss * images
-        self.wrong += wrong
-        self.seen += images
 
 
 @dataclass
@@ -147,9 +145,15 @@ class Training:
         own = [ids[self.team.part(len(ids))] for ids in order[step:]]
         crop = Crop(seed, epoch, recipe.crop) if recipe.crop < 1 else None
         decoded = read(self.data.train.images, own, crop)
+        whole = self._captured(functools.partial(self._update, sums, recipe.batch_size), device)
         try:
             for ids, part, pictures in zip(order[step:], own, decoded, strict=True):
-                self._step(part, pictures, len(ids), sums, device)
+                tensors = [moved(tensor, device) for tensor in (part, pictures, self.data.train.labels[part])]
+                if len(ids) == recipe.batch_size:
+                    whole(*tensors)
+                else:
+                    self._update(sums, len(ids), *tensors)
+                sums.seen += len(ids)
                 step += 1
                 watcher.step(epoch, step, steps, sums)
                 self.team.check(stop)
@@ -213,43 +217,50 @@ class Training:
                 self._write_last()
         watcher.epoch(row, self.progress, images / max(training_seconds, 1e-9))
 
-    def _step(self, ids: Tensor, images: Tensor, batch: int, sums: Sums, device: torch.device) -> None:
+    def _captured(self, update: Callable[..., None], device: torch.device) -> Callable[..., None]:
+        """An epoch's update, captured in a CUDA graph where batches are small and nothing in it needs the host."""
+        recipe, network = self.manifest.recipe, self.network
+        on_arrays = any(isinstance(layer, PulsedMatrices | AwareMatrices) for layer in network.modules())
+        if recipe.batch_size > _CAPTURED or self.team.size > 1 or on_arrays or network.definition.module is not None:
+            return update
+        recorder = captured.recorder(device)
+        return update if recorder is None else captured.Captured(update, recorder)
+
+    def _update(self, sums: Sums, batch: int, ids: Tensor, images: Tensor, labels: Tensor) -> None:
         """One step.
 
         Args:
-            ids: of this process's part of the batch, (B,).
-            images: uint8 (B, C, H, W).
+            sums: what the device has of them is added to.
             batch: how many images all processes have.
-            sums: they are added to.
-            device: where the network is.
+            ids: of this process's part of the batch, (B,), on the device, as all are.
+            images: uint8 (B, C, H, W).
+            labels: int64 (B,).
         """
-        loss, wrong = self._gradients(ids, images, device)
+        loss, wrong = self._gradients(ids, images, labels)
         loss, wrong = self.team.combine(self.network.parameters(), loss, wrong, len(ids) / batch)
         # Elsewhere looking would make every step wait for the device; there it is noticed at the end of the epoch.
-        if device.type == "cpu" and not torch.isfinite(loss):
-            raise self._diverged(sums, first_not_finite(self.network, lambda: self._gradients(ids, images, device)))
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            raise self._diverged(sums, first_not_finite(self.network, lambda: self._gradients(ids, images, labels)))
         self.sgd.step()
-        sums.add(loss, wrong, batch)
+        sums.loss += loss * batch
+        sums.wrong += wrong
 
-    def _gradients(self, ids: Tensor, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _gradients(self, ids: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Leaves the gradients of the mean loss of images; gives that loss, and how many were classified wrongly."""
         self.sgd.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=device)
-        wrong = torch.zeros((), dtype=torch.int64, device=device)
-        parts = self.manifest.recipe.accumulate
-        for part, pictures in zip(ids.chunk(parts), images.chunk(parts), strict=True) if len(ids) else ():
-            of_part, wrong_of_part = self._add_gradients(part, pictures, device, share=len(part) / len(ids))
+        loss = torch.zeros((), device=ids.device)
+        wrong = torch.zeros((), dtype=torch.int64, device=ids.device)
+        parts = (tensor.chunk(self.manifest.recipe.accumulate) for tensor in (ids, images, labels))
+        for part in zip(*parts, strict=True) if len(ids) else ():
+            of_part, wrong_of_part = self._add_gradients(*part, share=len(part[0]) / len(ids))
             loss += of_part
             wrong += wrong_of_part
         return loss, wrong
 
-    def _add_gradients(
-        self, ids: Tensor, images: Tensor, device: torch.device, *, share: float
-    ) -> tuple[Tensor, Tensor]:
+    def _add_gradients(self, ids: Tensor, images: Tensor, labels: Tensor, *, share: float) -> tuple[Tensor, Tensor]:
         """Adds the gradients of a part of the images, their mean loss times its share of them."""
         recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
-        labels = self.data.train.labels[ids].to(device)
-        ids = ids.to(device)
+        device = ids.device
         x = augment(
             pixels(images, device), ids, seed=seed, epoch=epoch, mirror=recipe.mirror, brightness=recipe.brightness
         )

@@ -1,0 +1,107 @@
+"""Training steps captured in a CUDA graph: all launches of a step in one, without which small batches wait for them.
+
+A graph holds the kernels that a step launched once, their arguments as they were, and is replayed on what then lies in
+the same memory. Numbers of Python are constants of it, so that an epoch, with its number and its rate, has a graph of
+its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# The first calls compile kernels, choose algorithms and make what stays in memory, such as momentum.
+_EAGER = 2
+
+
+class Recorder(Protocol):
+    """What records functions."""
+
+    def run(self, function: Callable[[], object]) -> None:
+        """Calls a function where it will be recorded."""
+
+    def record(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Records a function without carrying it out; what it returns replays it.
+
+        Raises:
+            RuntimeError: it cannot be recorded; nothing has changed.
+        """
+
+
+class CudaGraphs:
+    """Records what functions launch on a CUDA device in graphs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(self, function: Callable[[], object]) -> None:
+        """Calls a function on the stream that will be captured, in order with what is done on the current one."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                function()
+        finally:
+            current.wait_stream(self._stream)
+
+    def record(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Captures a function.
+
+        Raises:
+            RuntimeError: it looks at a number on the device, or copies from memory that is not the device's.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._stream.device), torch.cuda.graph(graph, stream=self._stream):
+            function()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class Captured:
+    """A function of tensors that is recorded in one of its first calls, and from then on replayed.
+
+    A function that cannot be recorded is called each time.
+
+    Args:
+        function: it changes tensors that stay where they are in memory; it may depend on the values of its own, which
+            have the same shapes and types in each call, and of those that it finds, but look at none.
+        recorder: records it.
+
+    """
+
+    def __init__(self, function: Callable[..., object], recorder: Recorder) -> None:
+        self._function, self._recorder = function, recorder
+        self._replay: Callable[[], None] | None = None
+        self._static: list[Tensor] = []
+        self._calls = 0
+
+    @property
+    def replays(self) -> bool:
+        """Whether it has been recorded."""
+        return self._replay is not None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Calls the function."""
+        self._calls += 1
+        if self._calls == _EAGER + 1:
+            self._static = [tensor.clone() for tensor in tensors]
+            with contextlib.suppress(RuntimeError):
+                self._replay = self._recorder.record(lambda: self._function(*self._static))
+        if self._replay is None:
+            self._recorder.run(lambda: self._function(*tensors))
+            return
+        for static, tensor in zip(self._static, tensors, strict=True):
+            static.copy_(tensor)
+        self._replay()
+
+
+def recorder(device: torch.device) -> Recorder | None:
+    """What records functions on a device; None where nothing does, or RAPA_CUDA_GRAPH=0 says not to."""
+    if device.type != "cuda" or torch.version.hip is not None or os.environ.get("RAPA_CUDA_GRAPH") == "0":
+        return None
+    return CudaGraphs(device)
