@@ -331,11 +331,11 @@ def _image_gradient(work: _Work, x: Tensor, error: Tensor, weight: Tensor) -> Te
 
 
 def _precision() -> str:
-    """How products round their factors: as torch was told for its own matrix products."""
-    matmul = torch.backends.cuda.matmul
+    """How products round their factors: as cuDNN was told for its convolutions, by default to tf32."""
+    cudnn = torch.backends.cudnn
     # Where torch has the first setting, it may refuse to read the second.
-    setting = getattr(matmul, "fp32_precision", None)
-    allowed = matmul.allow_tf32 if setting is None else setting == "tf32"
+    setting = getattr(getattr(cudnn, "conv", None), "fp32_precision", None)
+    allowed = cudnn.allow_tf32 if setting is None else setting == "tf32"
     return "tf32" if allowed else "ieee"
 
 

@@ -47,8 +47,9 @@ def tiled_conv2d(
 
 def _past_operator(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
     """Whether the C kernels are called without the operator: not where a graph is traced, or types are to be cast."""
-    seen = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-    return not seen and len(x) > 0 and in_c(x, weight, bias) and cpu.fits(x, geometry)
+    if torch.compiler.is_compiling() or len(x) == 0 or not in_c(x, weight, bias):
+        return False
+    return not torch.is_autocast_enabled("cpu") and cpu.fits(x, geometry)
 
 
 class _Direct(torch.autograd.Function):

@@ -12,7 +12,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rapa_cli.kernels import reference
 from rapa_cli.kernels.geometry import Geometry
@@ -27,6 +28,8 @@ from rapa_cli.kernels.operator import tiled_conv2d
 
 _ROOT = Path(__file__).parents[2]
 _ALL = (True, True, True)
+# Its settings of single operators are not in its stubs.
+_CUDNN: Any = torch.backends.cudnn
 
 triton_wanted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
 device_wanted = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -200,12 +203,13 @@ def check_compiles() -> None:
 
     driver.set_active(Absent())
     triton.JITFunction.run = compile_only
-    torch.set_float32_matmul_precision("high")
+    assert gpu._precision() == "tf32"
     for case in (Case(4, 3, 32, (32, 32), 16, (5, 5)), Case(4, 32, 10, (16, 16), 4)):
         x, weight, bias, assignment, gradient = case.tensors()
         gpu.forward(x, weight, bias, assignment, case.geometry)
         gpu.backward(gradient, x, weight, assignment, case.geometry, wanted=_ALL)
-        torch.set_float32_matmul_precision("highest")
+        _CUDNN.conv.fp32_precision = "ieee"
+        assert gpu._precision() == "ieee"
     assert len(compiled) == 6, compiled
 
 
@@ -244,15 +248,39 @@ def test_a_tensor_on_the_cpu_imports_no_triton() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Products of whole float32 numbers, which convolutions on a GPU round to tf32 by default."""
+    before = _CUDNN.conv.fp32_precision
+    _CUDNN.conv.fp32_precision = "ieee"
+    yield
+    _CUDNN.conv.fp32_precision = before
+
+
 @device_wanted
 @triton_wanted
 @pytest.mark.gpu
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("case", [*_FIXED, *_drawn(10), Case(64, 32, 32, (16, 16), 4, (5, 5))])
 def test_equals_the_reference_on_a_device(case: Case) -> None:
     actual = _on_device(case)
     for part, expected in zip(actual, _expected(case), strict=True):
         _assert_near(part, expected, case)
     assert all(torch.equal(part, again) for part, again in zip(actual, _on_device(case), strict=True))
+
+
+@device_wanted
+@triton_wanted
+@pytest.mark.gpu
+def test_it_rounds_as_cudnn_does() -> None:
+    case = Case(64, 32, 32, (16, 16), 1, (5, 5), padding=(2, 2, 2, 2))
+    x, weight, bias, assignment, gradient = (t.cuda() for t in case.tensors())
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    ours = tiled_conv2d(leaves[0], leaves[1], leaves[2], assignment, case.geometry)
+    cudnn = F.conv2d(leaves[0], leaves[1][0], leaves[2][0], padding=2)
+    parts = (torch.autograd.grad(y, leaves, gradient) for y in (ours, cudnn))
+    for found, expected in zip((ours, *next(parts)), (cudnn, *next(parts)), strict=True):
+        assert float((found - expected).norm()) <= 2e-3 * float(expected.norm())
 
 
 @device_wanted
