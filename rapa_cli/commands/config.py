@@ -168,10 +168,13 @@ def _environment() -> list[dict[str, Any]]:
     from rapa_cli.data.places import data_dir
 
     named = next((name for name in ("RAPA_DATA_DIR", "XDG_DATA_HOME") if os.environ.get(name)), None)
-    kernel = os.environ.get("RAPA_KERNEL")
+    switches = {name: os.environ.get(name) for name in ("RAPA_KERNEL", "RAPA_CUDA_GRAPH")}
     return [
         {"key": "data_dir", "value": str(data_dir()), "from": named or "default"},
-        {"key": "kernel", "value": kernel or "auto", "from": "RAPA_KERNEL" if kernel else "default"},
+        *(
+            {"key": name.removeprefix("RAPA_").lower(), "value": value or "auto", "from": name if value else "default"}
+            for name, value in switches.items()
+        ),
     ]
 
 

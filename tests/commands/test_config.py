@@ -25,7 +25,7 @@ def test_every_key_once_and_where_it_comes_from(rapa: Run) -> None:
         rapa, "--recipe", "mine.toml", "--network", "tiny.toml", "--set", "momentum=0.5", "--set", "pool=mixed"
     )
     expected = {f"network.{key}" for key in Network.model_fields} | {f"recipe.{key}" for key in Recipe.model_fields}
-    assert set(found) == expected | {"data_dir", "kernel"}
+    assert set(found) == expected | {"data_dir", "kernel", "cuda_graph"}
     assert found["recipe.epochs"] == (4, "mine.toml")
     assert found["recipe.lr"] == (0.25, "mine.toml [scheme.none]")
     assert found["recipe.weight_decay"] == (1e-4, "default")
@@ -42,7 +42,9 @@ def test_every_key_once_and_where_it_comes_from(rapa: Run) -> None:
 def test_what_the_environment_decides(rapa: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAPA_DATA_DIR", "/somewhere")
     monkeypatch.setenv("RAPA_KERNEL", "torch")
+    monkeypatch.setenv("RAPA_CUDA_GRAPH", "0")
     found = shown(rapa)
+    assert found["cuda_graph"] == ("0", "RAPA_CUDA_GRAPH")
     assert (found["data_dir"], found["kernel"]) == (("/somewhere", "RAPA_DATA_DIR"), ("torch", "RAPA_KERNEL"))
     monkeypatch.delenv("RAPA_DATA_DIR")
     monkeypatch.delenv("RAPA_KERNEL")
