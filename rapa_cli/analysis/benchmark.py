@@ -1,13 +1,16 @@
 """What a tiled convolution costs beside an ordinary one: all contenders in turn in one run, medians.
 
-Only ratios within a run mean something on a machine that others share.
+Only ratios within a run mean something on a machine that others share. Everything is made on the CPU and then put on
+the device, so that the numbers are the same on any. On CUDA devices cuDNN looks for its fastest algorithms.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +28,26 @@ from rapa_cli.keyed import draws
 from rapa_cli.layers.network import build, resolve, sized_layers
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import partition_in_torch
+from rapa_cli.training import captured
+from rapa_cli.training.loop import placed
 from rapa_cli.training.schedule import optimizer
 from rapa_cli.training.sgd import AnalogSGD
 
 SHAPE = (3, 32, 32)
+CAPTURED = ", captured"
+"""Ends the names of contenders whose steps are replayed from a CUDA graph."""
+_CPU = torch.device("cpu")
 _CLASSES = 10
 _RATE = 0.01
 # A contender whose round takes longer is left out of further rounds.
 _PATIENCE_SECONDS = 2.0
+# Masked copies are left out beyond so many tiles, and so many copies of an image, which are all in memory at once.
+_MOST_COPIES = (64, 2**14)
+# On CUDA devices the first steps compile kernels and choose algorithms, and a sample lasts at least so long.
+_WARM_UP = 3
+_SAMPLE_SECONDS = 0.02
+# Calls in which a step has been captured, or will not be.
+_CALLS_TO_CAPTURE = 10
 
 Step = Callable[[int], None]
 
@@ -48,7 +63,8 @@ class Row:
         contender: its name.
         milliseconds: median.
         ratio: median over the rounds of its time to that of the ordinary one.
-        megabytes: most memory in use during a step beyond what was in use before it.
+        megabytes: most memory in use during a step beyond what was in use before it, in 10^6 bytes; None for a CUDA
+            graph, which keeps its memory between steps.
     """
 
     what: str
@@ -57,7 +73,74 @@ class Row:
     contender: str
     milliseconds: float
     ratio: float
-    megabytes: float
+    megabytes: float | None
+
+
+@dataclass(frozen=True)
+class Timer:
+    """How steps are timed.
+
+    A CPU has done a step when the call returns. A CUDA device computes behind the host's back: there a sample is
+    several steps in a row between two waits.
+
+    Attributes:
+        wait: returns when the device has done all that it was given.
+        warm_up: how many steps come before the first sample.
+        shortest: seconds that a sample lasts at least; with 0 it is one step.
+        clock: gives seconds.
+    """
+
+    wait: Callable[[], object]
+    warm_up: int
+    shortest: float
+    clock: Callable[[], float] = time.perf_counter
+
+    @classmethod
+    def of(cls, device: torch.device) -> Timer:
+        """The one for a device."""
+        if device.type == "cuda":
+            return cls(functools.partial(torch.cuda.synchronize, device), _WARM_UP, _SAMPLE_SECONDS)
+        return cls(lambda: None, 1, 0.0)
+
+    def steps(self, step: Step) -> int:
+        """Warms a step up; gives how many of it make a sample."""
+        for _ in range(self.warm_up):
+            step(0)
+        count = 1
+        while self.shortest and self.seconds(step, count) * count < self.shortest:
+            count *= 2
+        return count
+
+    def seconds(self, step: Step, count: int, first: int = 0) -> float:
+        """A sample: the mean of `count` steps, which are numbered from `first`."""
+        self.wait()
+        start = self.clock()
+        for number in range(first, first + count):
+            step(number)
+        self.wait()
+        return (self.clock() - start) / count
+
+
+@contextlib.contextmanager
+def cudnn_at_its_best() -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms on each new shape and takes the fastest; afterwards as it did before."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def precision(device: torch.device) -> str | None:
+    """How cuDNN, and the tiled kernels with it, round the factors of products, "tf32" or "ieee"; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    cudnn = torch.backends.cudnn
+    # Where torch has the first setting, it may refuse to read the second.
+    setting = getattr(getattr(cudnn, "conv", None), "fp32_precision", None)
+    allowed = cudnn.allow_tf32 if setting is None else setting == "tf32"
+    return "tf32" if allowed else "ieee"
 
 
 def definition() -> config.Network:
@@ -65,36 +148,60 @@ def definition() -> config.Network:
     return config.load_network("full")
 
 
-def layers(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
+@cudnn_at_its_best()
+def layers(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.device = _CPU) -> list[Row]:
     """Forward and backward of the convolutions of `full` alone, the drawing of assignments counted in.
 
     The ordinary ones run in both memory formats, and each round counts the faster. Masked copies convolve with every
     tile's kernel and mask; gather and product is the reference in torch.
     """
     sizes = _sizes()
-    ordinary = [nn.Conv2d(c, out, k, padding=p) for c, out, k, p, _ in sizes]
-    contenders: dict[str, Step] = {
-        "conv NCHW": _together(ordinary, sizes, batch, torch.contiguous_format),
-        "conv NHWC": _together(ordinary, sizes, batch, torch.channels_last),
-        "ours": _together(_tiled(TiledConv2d, tiles, sizes), sizes, batch, torch.channels_last),
-        "gather and product": _together(_tiled(_Gathered, tiles, sizes), sizes, batch, torch.channels_last),
-    }
-    if max(tiles) <= 64:
-        contenders["masked copies"] = _together(_tiled(_Masked, tiles, sizes), sizes, batch, torch.channels_last)
-    return _rows("layers", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds)
 
+    def ordinary(memory: torch.memory_format) -> Step:
+        return _together(_ordinary(sizes, device, memory), sizes, batch, memory, device)
 
-def training_step(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
-    """The whole training step of `full` on random images, ordinary and tiled, and a plain loop in torch."""
+    def tiled(kind: type[TiledConv2d]) -> Step:
+        modules: list[nn.Module] = [
+            kind(c, out, k, padding=p, tiles=count, scheme="random").to(device)
+            for count, (c, out, k, p, _) in zip(tiles, sizes, strict=True)
+        ]
+        return _together(modules, sizes, batch, torch.channels_last, device)
+
     contenders = {
-        "none": _step_of("none", None, batch),
-        "random": _step_of("random", tuple(tiles), batch),
-        "plain torch": _plain_step(batch),
+        "conv NCHW": ordinary(torch.contiguous_format),
+        "conv NHWC": ordinary(torch.channels_last),
+        "ours": tiled(TiledConv2d),
+        "gather and product": tiled(_Gathered),
     }
-    return _rows("training step", tuple(tiles), batch, contenders, ("none",), rounds)
+    most_tiles, most_copies = _MOST_COPIES
+    if max(tiles) <= most_tiles and max(tiles) * batch <= most_copies:
+        contenders["masked copies"] = tiled(_Masked)
+    return _rows("layers", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds, device)
 
 
-def arrays(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
+@cudnn_at_its_best()
+def training_step(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.device = _CPU) -> list[Row]:
+    """The whole training step of `full` on random images, ordinary and tiled, and a plain loop in torch.
+
+    On CUDA devices the plain loop runs in both memory formats, and the first two run also as CUDA graphs, unless they
+    cannot be captured: without the launches what is left is the work of the device.
+    """
+    networks = {"none": None, "random": tuple(tiles)}
+    contenders = {scheme: _step_of(scheme, counts, batch, device) for scheme, counts in networks.items()}
+    if device.type == "cuda":
+        contenders["plain torch NCHW"] = _plain_step(batch, device, torch.contiguous_format)
+        contenders["plain torch NHWC"] = _plain_step(batch, device, torch.channels_last)
+    else:
+        contenders["plain torch"] = _plain_step(batch, device, torch.contiguous_format)
+    for scheme, counts in networks.items():
+        replayed = _captured_step_of(scheme, counts, batch, device)
+        if replayed is not None:
+            contenders[scheme + CAPTURED] = replayed
+    return _rows("training step", tuple(tiles), batch, contenders, ("none",), rounds, device)
+
+
+@cudnn_at_its_best()
+def arrays(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.device = _CPU) -> list[Row]:
     """Forward, backward and update of the convolutions of `full`, on arrays of several kinds.
 
     The ordinary ones are `nn.Conv2d` with `torch.optim.SGD` in both memory formats, and each round counts the faster.
@@ -104,17 +211,16 @@ def arrays(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
 
     def on(kind: Arrays | InferenceArrays | None, errors: float) -> Step:
         modules: list[nn.Module] = [
-            TiledConv2d(c, out, k, padding=p, tiles=count, scheme="random", arrays=kind)
+            TiledConv2d(c, out, k, padding=p, tiles=count, scheme="random", arrays=kind).to(device)
             for count, (c, out, k, p, _) in zip(tiles, sizes, strict=True)
         ]
-        return _together(
-            modules, sizes, batch, torch.channels_last, AnalogSGD(nn.ModuleList(modules), lr=_RATE), errors
-        )
+        sgd = AnalogSGD(nn.ModuleList(modules), lr=_RATE)
+        return _together(modules, sizes, batch, torch.channels_last, device, sgd, errors)
 
     def ordinary(memory: torch.memory_format) -> Step:
-        modules = [nn.Conv2d(c, out, k, padding=p) for c, out, k, p, _ in sizes]
+        modules = _ordinary(sizes, device, memory)
         sgd = torch.optim.SGD(nn.ModuleList(modules).parameters(), lr=_RATE)
-        return _together(modules, sizes, batch, memory, sgd, small)
+        return _together(modules, sizes, batch, memory, device, sgd, small)
 
     contenders = {
         "conv NCHW": ordinary(torch.contiguous_format),
@@ -126,23 +232,29 @@ def arrays(tiles: Sequence[int], batch: int, *, rounds: int) -> list[Row]:
             contenders[f"{name}, gradients {errors:g}"] = on(presets.preset(name), errors)
     contenders["Inference"] = on(INFERENCE, small)
     contenders["StandardHWATraining"] = on(STANDARD_HWA, small)
-    return _rows("arrays", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds)
+    return _rows("arrays", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds, device)
 
 
-def weight_traffic(tiles: Sequence[int], *, rounds: int) -> float:
+def weight_traffic(tiles: Sequence[int], *, rounds: int, device: torch.device = _CPU) -> float:
     """Milliseconds that it takes to read all kernel matrices and write as many gradients, median."""
     numbers = sum(t * out * c * k * k for t, (c, out, k, _, _) in zip(tiles, _sizes(), strict=True))
-    source, target = torch.ones(numbers), torch.ones(numbers)
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+    source, target = torch.ones(numbers, device=device), torch.ones(numbers, device=device)
+
+    def step(number: int) -> None:
         target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+
+    timer = Timer.of(device)
+    count = timer.steps(step)
+    return 1e3 * statistics.median(timer.seconds(step, count) for _ in range(rounds))
 
 
-def peak_megabytes(step: Step) -> float:
+def peak_megabytes(step: Step, device: torch.device = _CPU) -> float:
     """The most memory that torch had in use during a step beyond what it had before, in MB (10^6 bytes)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step(0)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(0)
     in_use = peak = 0
@@ -160,9 +272,10 @@ def _rows(
     contenders: dict[str, Step],
     baseline: tuple[str, ...],
     rounds: int,
+    device: torch.device,
 ) -> list[Row]:
-    for step in contenders.values():
-        step(0)
+    timer = Timer.of(device)
+    counts = {name: timer.steps(step) for name, step in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     ratios: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
@@ -170,9 +283,7 @@ def _rows(
         for name, step in contenders.items():
             if times[name] and times[name][-1] > _PATIENCE_SECONDS:
                 continue
-            start = time.perf_counter()
-            step(number)
-            measured[name] = time.perf_counter() - start
+            measured[name] = timer.seconds(step, counts[name], number * counts[name])
         ordinary = min(measured[name] for name in baseline)
         for name, seconds in measured.items():
             times[name].append(seconds)
@@ -185,7 +296,7 @@ def _rows(
             name,
             1e3 * statistics.median(times[name]),
             statistics.median(ratios[name]),
-            peak_megabytes(step),
+            None if name.endswith(CAPTURED) else peak_megabytes(step, device),
         )
         for name, step in contenders.items()
     ]
@@ -200,11 +311,20 @@ def _sizes() -> list[tuple[int, int, int, int, int]]:
     ]
 
 
+def _ordinary(
+    sizes: Sequence[tuple[int, int, int, int, int]], device: torch.device, memory: torch.memory_format
+) -> list[nn.Module]:
+    # As the program trains them.
+    kernels = memory if device.type == "cuda" else torch.contiguous_format
+    return [nn.Conv2d(c, out, k, padding=p).to(device).to(memory_format=kernels) for c, out, k, p, _ in sizes]
+
+
 def _together(
     modules: Sequence[nn.Module],
     sizes: Sequence[tuple[int, int, int, int, int]],
     batch: int,
     memory: torch.memory_format,
+    device: torch.device,
     sgd: torch.optim.Optimizer | None = None,
     size: float = 1.0,
 ) -> Step:
@@ -216,10 +336,10 @@ def _together(
     for number, (channels, out, _, _, side) in enumerate(sizes):
         # What follows a ReLU is not negative.
         x = torch.randn(batch, channels, side, side).clamp_min(0.0 if number else -torch.inf)
-        inputs.append(x.contiguous(memory_format=memory).requires_grad_(number > 0))
-        errors.append(size * torch.randn(batch, out, side, side).contiguous(memory_format=memory))
+        inputs.append(x.to(device).contiguous(memory_format=memory).requires_grad_(number > 0))
+        errors.append(size * torch.randn(batch, out, side, side).to(device).contiguous(memory_format=memory))
     holder = nn.ModuleList(modules)
-    ids = torch.arange(batch)
+    ids = torch.arange(batch, device=device)
 
     def step(number: int) -> None:
         holder.zero_grad(set_to_none=True)
@@ -231,15 +351,6 @@ def _together(
             sgd.step()
 
     return step
-
-
-def _tiled(
-    kind: type[TiledConv2d], tiles: Sequence[int], sizes: Sequence[tuple[int, int, int, int, int]]
-) -> list[nn.Module]:
-    return [
-        kind(c, out, k, padding=p, tiles=count, scheme="random")
-        for count, (c, out, k, p, _) in zip(tiles, sizes, strict=True)
-    ]
 
 
 class _Gathered(TiledConv2d):
@@ -287,24 +398,44 @@ class _Masked(TiledConv2d):
         return torch.stack(list(outputs)).sum(0)
 
 
-def _step_of(scheme: str, tiles: tuple[int, ...] | None, batch: int) -> Step:
-    model = build(resolve(definition(), SHAPE, scheme=scheme, tiles=tiles), SHAPE, _CLASSES)
-    sgd = optimizer(model, config.load_recipe("short", scheme))
-    x = torch.rand(batch, *SHAPE).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(_CLASSES, (batch,))
-    ids = torch.arange(batch)
+def _step_of(scheme: str, tiles: tuple[int, ...] | None, batch: int, device: torch.device) -> Step:
+    train, tensors = _training(scheme, tiles, batch, device)
+    return lambda number: train(*tensors, number)
 
-    def step(number: int) -> None:
-        with draws(model, images=ids, draw=number, stream="train"):
+
+def _captured_step_of(scheme: str, tiles: tuple[int, ...] | None, batch: int, device: torch.device) -> Step | None:
+    """The same step recorded and replayed, always of one draw; None where it cannot be."""
+    recorder = captured.recorder(device)
+    if recorder is None:
+        return None
+    train, tensors = _training(scheme, tiles, batch, device)
+    step = captured.Captured(train, recorder)
+    for _ in range(_CALLS_TO_CAPTURE):
+        step(*tensors)
+    return (lambda number: step(*tensors)) if step.replays else None
+
+
+def _training(
+    scheme: str, tiles: tuple[int, ...] | None, batch: int, device: torch.device
+) -> tuple[Callable[..., None], tuple[Tensor, Tensor, Tensor]]:
+    """A training step of images, labels, ids and the draw, and such tensors."""
+    model = placed(build(resolve(definition(), SHAPE, scheme=scheme, tiles=tiles), SHAPE, _CLASSES), device)
+    sgd = optimizer(model, config.load_recipe("short", scheme))
+    x = torch.rand(batch, *SHAPE).to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(_CLASSES, (batch,)).to(device)
+    ids = torch.arange(batch, device=device)
+
+    def train(x: Tensor, labels: Tensor, ids: Tensor, draw: int = 0) -> None:
+        with draws(model, images=ids, draw=draw, stream="train"):
             loss = F.cross_entropy(model(x), labels)
         sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()
 
-    return step
+    return train, (x, labels, ids)
 
 
-def _plain_step(batch: int) -> Step:
+def _plain_step(batch: int, device: torch.device, memory: torch.memory_format) -> Step:
     """`full` as one writes it by hand in torch, without anything of this program."""
 
     class Normalisation(nn.Module):
@@ -321,8 +452,10 @@ def _plain_step(batch: int) -> Step:
         nn.Flatten(),
         nn.Linear(64 * 4 * 4, _CLASSES),
     )
+    model.to(device).to(memory_format=memory)
     sgd = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9, weight_decay=1e-4)
-    x, labels = torch.rand(batch, *SHAPE), torch.randint(_CLASSES, (batch,))
+    x = torch.rand(batch, *SHAPE).to(device).contiguous(memory_format=memory)
+    labels = torch.randint(_CLASSES, (batch,)).to(device)
 
     def step(number: int) -> None:
         loss = F.cross_entropy(model(x), labels)

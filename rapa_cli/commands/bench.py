@@ -10,13 +10,16 @@ import typer
 
 from rapa_cli import console
 from rapa_cli.commands import options
-from rapa_cli.errors import commas
+from rapa_cli.errors import ConfigError, commas
 
 if TYPE_CHECKING:
+    import torch
+
     from rapa_cli.analysis.benchmark import Row
 
 _TILES_ON_ARRAYS = ("1,1,1", "16,4,1", "128,32,8")
 _TILES = ("1,1,1", "4,1,1", "16,4,1", "64,16,4", "128,32,8", "256,64,16", "1024,256,64")
+_BATCHES = {"cpu": "10,100", "cuda": "10,128,1024"}
 
 
 def bench(
@@ -26,7 +29,12 @@ def bench(
             metavar="N,N,...", show_default=False, help="Tiles of the three layers of `full`; may be given repeatedly."
         ),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch-size", metavar="LIST", help="Images of a step.")] = "10,100",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size", metavar="LIST", show_default="10,100; on a GPU 10,128,1024", help="Images of a step."
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each contender has its turn.")] = 15,
     arrays: Annotated[
         bool, typer.Option("--arrays", help="Measure layers on analog arrays instead, their updates counted in.")
@@ -34,6 +42,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default=False, help="Folder for bench.png and bench.svg.")
     ] = None,
+    device: options.Device = "auto",
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
@@ -42,22 +51,28 @@ def bench(
     In turn in one run: forward and backward of the three layers of `full` alone, and its whole training step. Ratios
     are medians over the rounds; those of the layers are to `nn.Conv2d` in its faster memory format.
 
+    On a GPU cuDNN looks for its fastest algorithms, and the training step is measured as a CUDA graph too, where the
+    device never waits for launches.
+
     With --arrays the three layers are trained on arrays: ideal ones, Idealized (constant steps) and ReRamES (steps that
     depend on the state) with small and with large gradients, and inference arrays in hardware-aware training.
 
     Example: rapa bench --tiles 16,4,1 --tiles 1024,256,64 --out figures
     """
     settings = [options.parse_tiles(text) for text in tiles or (_TILES_ON_ARRAYS if arrays else _TILES)]
-    batches = options.parse_tiles(batch, "--batch-size")
+    asked = None if batch is None else options.parse_tiles(batch, "--batch-size")
     # The profiler that measures the memory would otherwise talk on standard error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from rapa_cli.analysis import benchmark
     from rapa_cli.commands.session import compute_device
-    from rapa_cli.kernels.compiled import kernels
     from rapa_cli.layers.network import resolve
 
-    compute_device("cpu", threads)
+    place = compute_device(device, threads)
+    if place.type not in _BATCHES:
+        hint = "take --device cpu; `rapa doctor` shows what this machine has"
+        raise ConfigError(f"--device {device}: bench measures on cpu and cuda", hint=hint)
+    batches = asked or options.parse_tiles(_BATCHES[place.type])
     for counts in settings:
         resolve(benchmark.definition(), benchmark.SHAPE, scheme="random", tiles=counts)
     measures = (benchmark.arrays,) if arrays else (benchmark.layers, benchmark.training_step)
@@ -66,16 +81,18 @@ def bench(
     with console.progress() as bar:
         task = bar.add_task("measuring", total=len(measures) * len(settings) * len(batches))
         for counts in settings:
-            traffic[commas(counts)] = benchmark.weight_traffic(counts, rounds=rounds)
+            traffic[commas(counts)] = benchmark.weight_traffic(counts, rounds=rounds, device=place)
             for images in batches:
                 for measure in measures:
-                    rows += measure(counts, images, rounds=rounds)
+                    rows += measure(counts, images, rounds=rounds, device=place)
                     bar.advance(task)
     import torch
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    document = {
-        "kernel": kernels().reason,
+    document: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+        "kernel": _kernel(place),
+        "precision": benchmark.precision(place),
         "threads": torch.get_num_threads(),
         "load": load,
         "rounds": rounds,
@@ -96,11 +113,32 @@ def bench(
     if out is not None:
         from rapa_cli.report import figures
 
-        document["figures"] = figures.write(figures.cost_against_tiles(rows), out, "bench")
+        document["figures"] = figures.write(figures.cost_against_tiles(rows, document["device"]), out, "bench")
+    if place.type == "cuda" and not arrays:
+        for scheme in ("none", "random"):
+            wanted = len(settings) * len(batches)
+            found = sum(row.contender == scheme + benchmark.CAPTURED for row in rows)
+            if found < wanted:
+                console.note(f"the training step '{scheme}' could be captured in {found} of {wanted} settings")
     if json:
         console.print_json(document)
         return
     _show(document, rows)
+
+
+def _kernel(device: torch.device) -> str:
+    """What computes tiled convolutions."""
+    from importlib.util import find_spec
+
+    if device.type == "cpu":
+        from rapa_cli.kernels.compiled import kernels
+
+        return kernels().reason
+    if find_spec("triton") is None:
+        return "torch (triton is not installed)"
+    from rapa_cli.kernels import gpu
+
+    return "Triton" if gpu.available(device) else "torch"
 
 
 def _load(document: dict[str, Any]) -> str:
@@ -126,14 +164,16 @@ def _show(document: dict[str, Any], rows: list[Row]) -> None:
                 row.contender,
                 f"{row.milliseconds:.2f}",
                 f"{row.ratio:.2f}",
-                f"{row.megabytes:.1f}",
+                "" if row.megabytes is None else f"{row.megabytes:.1f}",
             )
         console.out().print(table)
+    precision = document["precision"]
+    where = f"{document['threads']} threads" if precision is None else document["device"]
     console.out().print(
-        f"medians of {document['rounds']} rounds on {document['threads']} threads; ratios to the faster nn.Conv2d of "
+        f"medians of {document['rounds']} rounds on {where}; ratios to the faster nn.Conv2d of "
         "each round, or to scheme none; MB in use at most during a step beyond what was before it\n"
         f"{_load(document)}"
-        f"kernel: {document['kernel']}",
+        f"kernel: {document['kernel']}" + (f", in {precision}" if precision else ""),
         markup=False,
     )
     for path in document.get("figures", []):

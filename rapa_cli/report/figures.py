@@ -43,11 +43,12 @@ def learning_curve(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def cost_against_tiles(rows: Sequence[Row]) -> Figure:
-    """Time of layers, relative to ordinary convolutions, against the tiles of the first layer."""
+def cost_against_tiles(rows: Sequence[Row], device: str) -> Figure:
+    """Time of layers on a device, relative to ordinary convolutions, against the tiles of the first layer."""
     rows = [row for row in rows if row.what in ("layers", "arrays")]
     batches = sorted({row.batch for row in rows})
     figure = drawing.new_figure(4.2 * len(batches), 3.6)
+    drawing.title(figure, f"convolutions of full on {device}")
     for number, batch in enumerate(batches, 1):
         axes = figure.add_subplot(1, len(batches), number)
         chosen = [row for row in rows if row.batch == batch]
