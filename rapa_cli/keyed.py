@@ -27,14 +27,14 @@ class Draw:
     """One sample of the random choices that a layer makes.
 
     Attributes:
-        seed: in [0, 2^32).
+        seed: in [0, 2^32), a number or a 0-dim int64 tensor where the ids are.
         draw: the number of the draw (in training the epoch), or an int64 tensor with one number for each image.
         images: image ids, int64, shape (B,).
         stream: what the network is used for.
         layer: the layer's number in its network.
     """
 
-    seed: int
+    seed: int | Tensor
     draw: int | Tensor
     images: Tensor
     stream: Stream

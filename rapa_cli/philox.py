@@ -6,7 +6,9 @@ used (draw, image, layer, index). Nothing depends on the order of calls, the bat
 
 from __future__ import annotations
 
+import importlib.util
 from enum import IntEnum
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -46,12 +48,14 @@ class Stream(IntEnum):
     FIXED = 5
 
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]
+) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32.
 
     Args:
         counter: four int64 tensors of broadcastable shapes, values in [0, 2^32).
-        key: two integers in [0, 2^32).
+        key: two integers in [0, 2^32), or 0-dim int64 tensors.
 
     Returns:
         Four int64 tensors of the broadcast shape, values in [0, 2^32).
@@ -72,14 +76,19 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     return c0, c1, c2, c3
 
 
-def key_of(purpose: Purpose, seed: int, stream: Stream) -> tuple[int, int]:
-    """The Philox key."""
-    return seed, int(purpose) + 256 * int(stream)
+def key_of(purpose: Purpose, seed: int | Tensor, stream: Stream) -> tuple[int, int]:
+    """The Philox key in numbers; a seed that lies on a GPU is waited for."""
+    return int(seed), use_of(purpose, stream)
+
+
+def use_of(purpose: Purpose, stream: Stream) -> int:
+    """The second number of the Philox key."""
+    return int(purpose) + 256 * int(stream)
 
 
 def words(
     purpose: Purpose,
-    seed: int,
+    seed: int | Tensor,
     *,
     images: Tensor,
     count: int,
@@ -91,11 +100,11 @@ def words(
     """Random 32-bit words for each image.
 
     The Philox key is (seed, purpose + 256 stream), the counter (block, layer, image, draw); word i of an image is
-    word i mod 4 of block i // 4.
+    word i mod 4 of block i // 4. Nothing is waited for on a GPU.
 
     Args:
         purpose: what the numbers are for.
-        seed: in [0, 2^32).
+        seed: in [0, 2^32), a number or a 0-dim int64 tensor on the device of `images`.
         images: image ids, int64, shape (B,), values in [0, 2^32).
         count: how many words for each image.
         draw: the epoch or draw, one number or one for each image, in [0, 2^32).
@@ -106,18 +115,43 @@ def words(
     Returns:
         int64 tensor of shape (B, count), values in [0, 2^32), on the device of `images`.
     """
-    check_seed(seed)
+    if not isinstance(seed, Tensor):
+        check_seed(seed)
+    key = seed, use_of(purpose, stream)
+    draws = draw.to(images.device) if isinstance(draw, Tensor) else draw
+    make = words_in_torch if (gpu := in_triton(images.device)) is None else gpu.words
+    drawn: Tensor = make(key, layer, images, draws, count=count, first_block=first_block)
+    return drawn
+
+
+def words_in_torch(
+    key: tuple[int | Tensor, int],
+    layer: int,
+    images: Tensor,
+    draws: int | Tensor,
+    *,
+    count: int,
+    first_block: int,
+) -> Tensor:
+    """`words` on any device: the definition, to the last integer; all tensors lie on the device of `images`."""
     device = images.device
     blocks = torch.arange(first_block, first_block + (count + 3) // 4, device=device)
     # torch.full, unlike torch.tensor, makes a number on a GPU without waiting for it.
-    draws = draw.to(device) if isinstance(draw, Tensor) else torch.full((), draw, dtype=torch.int64, device=device)
-    if draws.ndim:
-        draws = draws[:, None]
-    output = philox4x32(
-        (blocks, torch.full((), layer, dtype=torch.int64, device=device), images[:, None], draws),
-        key_of(purpose, seed, stream),
+    number, each = (
+        part if isinstance(part, Tensor) else torch.full((), part, dtype=torch.int64, device=device)
+        for part in (layer, draws)
     )
+    output = philox4x32((blocks, number, images[:, None], each[:, None] if each.ndim else each), key)
     return torch.stack(output, -1).flatten(1)[:, :count]
+
+
+def in_triton(device: torch.device) -> ModuleType | None:
+    """The Triton kernels where they can serve, else None; Triton is not imported before a CUDA tensor comes."""
+    if device.type != "cuda" or torch.compiler.is_compiling() or importlib.util.find_spec("triton") is None:
+        return None
+    from rapa_cli.kernels import gpu, gpu_draws
+
+    return gpu_draws if gpu.available(device) else None
 
 
 def uniform(random_words: Tensor) -> Tensor:

@@ -58,24 +58,26 @@ class Cut:
         return _rows(y, self.output, kept, size)
 
 
-def region_of(q: int, size: int) -> Tensor:
+def region_of(q: int, size: int, device: torch.device) -> Tensor:
     """The region, 0 to q - 1, of each of `size` pixels along a side: floor(q i / size), int64 (size,)."""
-    return torch.arange(size) * q // size
+    return torch.arange(size, device=device) * q // size
 
 
+# What is kept is for training too, whoever asks for it first.
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
 def cut(q: int, geometry: Geometry, device: torch.device) -> Cut:
-    """Cuts images into q by q regions, for a convolution of this geometry."""
+    """Cuts images into q by q regions, for a convolution of this geometry; the host waits for no GPU."""
     top, _, left, _ = geometry.padding
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
-    rows = _side(q, geometry.in_height, geometry.out_height, kh, sh, dh, top)
-    columns = _side(q, geometry.in_width, geometry.out_width, kw, sw, dw, left)
+    rows = _side(q, geometry.in_height, geometry.out_height, kh, sh, dh, top, device)
+    columns = _side(q, geometry.in_width, geometry.out_width, kw, sw, dw, left, device)
     apart = Geometry(len(rows.pixel), len(columns.pixel), geometry.kernel, geometry.stride, dilation=geometry.dilation)
     return Cut(
         apart,
-        _grid(rows.pixel, columns.pixel, geometry.in_width).to(device),
-        _grid(rows.place, columns.place, apart.in_width).to(device),
-        _grid(rows.output, columns.output, apart.out_width).to(device),
+        _grid(rows.pixel, columns.pixel, geometry.in_width),
+        _grid(rows.place, columns.place, apart.in_width),
+        _grid(rows.output, columns.output, apart.out_width),
     )
 
 
@@ -88,20 +90,26 @@ class _Side:
     output: Tensor
 
 
-def _side(q: int, size: int, out_size: int, kernel: int, stride: int, dilation: int, padding: int) -> _Side:
-    own, out_own = region_of(q, size), region_of(q, out_size)
-    counts = torch.bincount(out_own, minlength=q)
-    # A region's first output begins at a multiple of the stride.
-    reach = (int(counts.max()) - 1) * stride + dilation * (kernel - 1) + 1
+def _side(
+    q: int, size: int, out_size: int, kernel: int, stride: int, dilation: int, padding: int, device: torch.device
+) -> _Side:
+    own, out_own = region_of(q, size, device), region_of(q, out_size, device)
+    # The largest region's outputs, ceil(out_size / q); its first output begins at a multiple of the stride.
+    reach = (-(-out_size // q) - 1) * stride + dilation * (kernel - 1) + 1
     width = -(-reach // stride) * stride
-    first = torch.cumsum(counts, 0) - counts
-    source = (first * stride - padding)[:, None] + torch.arange(width)
+    # Outputs before a region are those with q i < region out_size.
+    regions = torch.arange(q, device=device)
+    first = -(-regions * out_size // q)
+    begin = first * stride - padding
+    source = begin[:, None] + torch.arange(width, device=device)
     inside = (source >= 0) & (source < size)
-    inside &= own[source.clamp(0, size - 1)] == torch.arange(q)[:, None]
-    pixel = torch.where(inside, source, -1).reshape(-1)
-    place = torch.full((size,), -1)
-    place[pixel[pixel >= 0]] = torch.nonzero(pixel >= 0).squeeze(1)
-    return _Side(pixel, place, out_own * (width // stride) + torch.arange(out_size) - first[out_own])
+    inside &= own[source.clamp(0, size - 1)] == regions[:, None]
+    place = torch.arange(size, device=device) - begin[own]
+    return _Side(
+        torch.where(inside, source, -1).reshape(-1),
+        torch.where((place >= 0) & (place < width), own * width + place, -1),
+        out_own * (width // stride) + torch.arange(out_size, device=device) - first[out_own],
+    )
 
 
 def _grid(rows: Tensor, columns: Tensor, width: int) -> Tensor:

@@ -17,7 +17,7 @@ from rapa_cli.errors import suggestion
 from rapa_cli.kernels import cpu
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.keyed import Draw, KeyedLayer
-from rapa_cli.philox import Purpose, Stream, key_of
+from rapa_cli.philox import Purpose, Stream, in_triton, key_of
 from rapa_cli.tiling.regions import Cut, cut, region_of
 
 # The word that turns the labels; no image has so many patches that a patch would use it too.
@@ -88,7 +88,7 @@ class Untiled(Scheme):
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """All patches to tile 0."""
-        return _same_for_all(torch.zeros(size[0] * size[1], dtype=torch.int64), layer, images)
+        return _same_for_all(_zeros(size, layer), images)
 
 
 class ImageOverlap(Scheme):
@@ -100,7 +100,7 @@ class ImageOverlap(Scheme):
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """The region in which the output pixel lies."""
-        return _same_for_all(_regions(math.isqrt(tiles), *size).flatten(), layer, images)
+        return _same_for_all(_regions(math.isqrt(tiles), *size, layer.seed.device).flatten(), images)
 
 
 class ImagePad(ImageOverlap):
@@ -123,8 +123,8 @@ class Alternate(Scheme):
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """The pixel's place in a q by q pattern."""
         q = math.isqrt(tiles)
-        y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
-        return _same_for_all((x % q + q * (y % q)).flatten(), layer, images)
+        y, x = (torch.arange(each, device=layer.seed.device) % q for each in size)
+        return _same_for_all((x + q * y[:, None]).flatten(), images)
 
 
 class Random(Scheme):
@@ -148,8 +148,8 @@ class RandomFixed(Scheme):
         """The one partition; no draw changes it."""
         patches = size[0] * size[1]
         once = torch.zeros(1, dtype=torch.int64, device=layer.seed.device)
-        draw = Draw(int(layer.seed), patches, once, Stream.FIXED, layer.index)
-        return _same_for_all(balanced_partition(draw, patches=patches, tiles=tiles)[0], layer, images)
+        draw = Draw(layer.seed, patches, once, Stream.FIXED, layer.index)
+        return _same_for_all(balanced_partition(draw, patches=patches, tiles=tiles)[0], images)
 
 
 class Perforated(Scheme):
@@ -164,11 +164,10 @@ class Perforated(Scheme):
 
     def assign(self, layer: KeyedLayer, tiles: int, images: int | Tensor, size: tuple[int, int]) -> Tensor:
         """In training 0 for the patches of one part of a balanced partition and -1 elsewhere, in test 0."""
-        patches = size[0] * size[1]
         if not layer.training:
-            return _same_for_all(torch.zeros(patches, dtype=torch.int64), layer, images)
+            return _same_for_all(_zeros(size, layer), images)
         draw = layer.draw_for(images, layer.seed.device)
-        return balanced_partition(draw, patches=patches, tiles=tiles).sign().neg()
+        return balanced_partition(draw, patches=size[0] * size[1], tiles=tiles).sign().neg()
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -225,23 +224,37 @@ def balanced_partition(draw: Draw, *, patches: int, tiles: int) -> Tensor:
         return cpu.partition(
             key, draw.layer, draw.images, each, patches=patches, tiles=tiles, offset_block=_OFFSET_BLOCK
         )
+    gpu = in_triton(draw.images.device)
+    if gpu is not None and patches <= gpu.MAX_PATCHES:
+        drawn: Tensor = gpu.ranked(*_words(draw, patches), tiles)
+        return drawn
     return partition_in_torch(draw, patches=patches, tiles=tiles)
 
 
 def partition_in_torch(draw: Draw, *, patches: int, tiles: int) -> Tensor:
     """`balanced_partition` on any device: the definition, to the last integer."""
-    hashes = draw.words(Purpose.ASSIGNMENT, count=patches)
-    offset = draw.words(Purpose.ASSIGNMENT, count=1, first_block=_OFFSET_BLOCK) * tiles >> 32
+    hashes, turns = _words(draw, patches)
     order = torch.argsort(hashes, dim=1, stable=True)
     by_rank = torch.arange(patches, device=order.device) * tiles // patches
-    return torch.empty_like(order).scatter_(1, order, (by_rank + offset) % tiles)
+    return torch.empty_like(order).scatter_(1, order, (by_rank + (turns * tiles >> 32)) % tiles)
 
 
-def _regions(q: int, height: int, width: int) -> Tensor:
+def _words(draw: Draw, patches: int) -> tuple[Tensor, Tensor]:
+    """The hashes of each image's patches, (B, patches), and what turns its labels, (B, 1)."""
+    return (
+        draw.words(Purpose.ASSIGNMENT, count=patches),
+        draw.words(Purpose.ASSIGNMENT, count=1, first_block=_OFFSET_BLOCK),
+    )
+
+
+def _zeros(size: tuple[int, int], layer: KeyedLayer) -> Tensor:
+    return torch.zeros(size[0] * size[1], dtype=torch.int64, device=layer.seed.device)
+
+
+def _regions(q: int, height: int, width: int, device: torch.device) -> Tensor:
     """The region of each pixel of an image cut into q by q regions, int64 (height, width)."""
-    return region_of(q, width) + q * region_of(q, height)[:, None]
+    return region_of(q, width, device) + q * region_of(q, height, device)[:, None]
 
 
-def _same_for_all(assignment: Tensor, layer: KeyedLayer, images: int | Tensor) -> Tensor:
-    size = images if isinstance(images, int) else len(images)
-    return assignment.to(layer.seed.device).expand(size, -1)
+def _same_for_all(assignment: Tensor, images: int | Tensor) -> Tensor:
+    return assignment.expand(images if isinstance(images, int) else len(images), -1)
