@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rapa_cli.errors import Interrupted
 from rapa_cli.kernels import cpu
+from rapa_cli.tiling.schemes import SCHEMES
 from rapa_cli.training import captured, loop
 from rapa_cli.training.captured import Captured
 from rapa_cli.training.loop import Sums
+from rapa_cli.training.schedule import optimizer
 from rapa_cli.training.stopping import StopRequest
 from tests.training import tiny
 from tests.training.tape import Tape
@@ -120,6 +125,40 @@ def test_what_is_not_captured(tmp_path: Path, tape: Tape) -> None:
     ):
         run(tiny.begin(tmp_path / str(number), **{**_RECIPE, **changes}))  # type: ignore[dict-item]
     assert tape.recorded == 0
+
+
+class OnTheDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what a CUDA graph cannot hold: copies from memory of the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        places = {tensor.device.type for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            assert "cpu" not in places, f"{func} copies from the host"
+        return result
+
+
+@pytest.mark.parametrize(
+    ("scheme", "pool"),
+    [*((scheme, "max") for scheme in SCHEMES), *(("random", pool) for pool in ("average", "mixed", "stochastic"))],
+)
+def test_a_step_needs_nothing_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, pool: str
+) -> None:
+    # On this device nothing has a value: what looks at one fails, as it does while a GPU is captured.
+    device = torch.device("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    network = {"scheme": scheme, "pool": pool, **({"tiles": (4, 2)} if scheme == "perforated" else {})}
+    begun = tiny.begin(tmp_path, network=network, momentum=0.9, weight_decay=0.1, brightness=0.2)
+    placed = begun.network.to(device).train()
+    training = loop.Training(tmp_path, begun.manifest, begun.data, placed, optimizer(placed, begun.manifest.recipe))
+    sums = Sums.of(training.progress, device)
+    ids = torch.arange(7, device=device)
+    images = torch.empty(7, *tiny.SHAPE, dtype=torch.uint8, device=device)
+    with OnTheDevice():  # type: ignore[no-untyped-call]
+        for _ in range(2):
+            training._update(sums, 7, ids, images, ids)
+    assert all(parameter.grad is not None for parameter in placed.parameters())
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:
