@@ -87,6 +87,13 @@ def test_words_take_a_draw_for_each_image() -> None:
         assert torch.equal(together[i], alone[0])
 
 
+@pytest.mark.parametrize("seed", [0, 3, MAX_SEED])
+def test_words_take_a_seed_as_a_tensor(seed: int) -> None:
+    images = _ids(5, 2**32 - 1)
+    found = words(Purpose.ASSIGNMENT, torch.tensor(seed), images=images, count=5, draw=torch.tensor(7))
+    assert torch.equal(found, words(Purpose.ASSIGNMENT, seed, images=images, count=5, draw=7))
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 5])
 def test_words_for_no_images(count: int) -> None:
     assert words(Purpose.ASSIGNMENT, 0, images=_ids(), count=count).shape == (0, count)

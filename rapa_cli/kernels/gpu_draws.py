@@ -106,7 +106,8 @@ def _loaded(value, index):
 @triton.jit(
     do_not_specialize=(
         "seed", "use", "layer", "image_step", "draws", "draw_step", "first_block", "batch", "count", "blocks",
-    )
+    ),
+    do_not_specialize_on_alignment=("seed", "images", "draws"),
 )  # fmt: skip
 def _words_kernel(
     seed,

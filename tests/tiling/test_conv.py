@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from rapa_cli.kernels import cpu, reference
 from rapa_cli.keyed import draws
+from rapa_cli.tiling import regions
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import SCHEMES
 from tests.tiling import oracles
@@ -189,6 +190,15 @@ def test_image_pad_is_separate_images_where_these_fit() -> None:
         if layer.bias is not None
     ]
     assert_near(layer(x), torch.cat(rows, 2))
+
+
+def test_image_pad_trains_after_an_evaluation() -> None:
+    regions.cut.cache_clear()
+    layer, x = TiledConv2d(2, 3, 3, padding=1, tiles=4, scheme="image-pad"), torch.ones(1, 2, 8, 8, requires_grad=True)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert x.grad is not None
 
 
 @steady
