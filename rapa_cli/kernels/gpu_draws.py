@@ -46,7 +46,7 @@ def words(
         count: words for each image.
         first_block: the first block of four words to use.
     """
-    output = images.new_empty(len(images), count)
+    output = images.new_empty(len(images), count, dtype=torch.int64)
     blocks = triton.cdiv(count, 4)
     each = draws.expand(len(images)) if isinstance(draws, Tensor) else draws
     with torch.cuda.device_of(images):
