@@ -132,17 +132,6 @@ def cudnn_at_its_best() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def precision(device: torch.device) -> str | None:
-    """How cuDNN, and the tiled kernels with it, round the factors of products, "tf32" or "ieee"; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    cudnn = torch.backends.cudnn
-    # Where torch has the first setting, it may refuse to read the second.
-    setting = getattr(getattr(cudnn, "conv", None), "fp32_precision", None)
-    allowed = cudnn.allow_tf32 if setting is None else setting == "tf32"
-    return "tf32" if allowed else "ieee"
-
-
 def definition() -> config.Network:
     """The network whose layers are measured."""
     return config.load_network("full")

@@ -66,6 +66,7 @@ def bench(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from rapa_cli.analysis import benchmark
     from rapa_cli.commands.session import compute_device
+    from rapa_cli.kernels.precision import convolution_precision
     from rapa_cli.layers.network import resolve
 
     place = compute_device(device, threads)
@@ -92,7 +93,7 @@ def bench(
     document: dict[str, Any] = {
         "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
         "kernel": _kernel(place),
-        "precision": benchmark.precision(place),
+        "precision": convolution_precision() if place.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load": load,
         "rounds": rounds,

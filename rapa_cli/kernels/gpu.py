@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rapa_cli.kernels.geometry import Geometry
+from rapa_cli.kernels.precision import convolution_precision
 
 # The first version whose kernels take named tuples of constants.
 _TRITON = (3, 4)
@@ -107,7 +108,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, assignment: Tensor, 
             block_m=rows,
             block_n=columns,
             block_k=_depth(sizes.channels),
-            precision=_precision(),
+            precision=convolution_precision(),
             num_warps=_warps(rows * columns),
             num_stages=3,
             **_OPTIONS,
@@ -240,7 +241,7 @@ def _kernel_gradient(
     sizes, tiles = work.sizes, work.tiles
     matrices = weight.new_empty(tiles, *work.geometry.kernel, sizes.channels, sizes.out)
     sums = weight.new_empty(tiles, sizes.out) if with_sums else None
-    columns, precision = _columns(sizes.out), _precision()
+    columns, precision = _columns(sizes.out), convolution_precision()
     # Blocks of 64 unless much of the last one would lie beyond the matrix.
     depth = 64 if triton.cdiv(sizes.k, 64) * 64 * 8 <= 9 * sizes.k else 32
     products = triton.cdiv(sizes.k, depth) * triton.cdiv(sizes.out, columns)
@@ -281,7 +282,7 @@ def _kernel_gradient(
 
 def _image_gradient(work: _Work, x: Tensor, error: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the images, (B, H, W, C); `error` is (B, h, w, out)."""
-    sizes, kernels, precision = work.sizes, _kernel_matrices(weight), _precision()
+    sizes, kernels, precision = work.sizes, _kernel_matrices(weight), convolution_precision()
     batch, channels, height, width = x.shape
     total = torch.empty(batch, height, width, channels, dtype=torch.float32, device=x.device)
     positions = sizes.k // channels
@@ -328,15 +329,6 @@ def _image_gradient(work: _Work, x: Tensor, error: Tensor, weight: Tensor) -> Te
             **_OPTIONS,
         )
     return total.to(x.dtype)
-
-
-def _precision() -> str:
-    """How products round their factors: as cuDNN was told for its convolutions, by default to tf32."""
-    cudnn = torch.backends.cudnn
-    # Where torch has the first setting, it may refuse to read the second.
-    setting = getattr(getattr(cudnn, "conv", None), "fp32_precision", None)
-    allowed = cudnn.allow_tf32 if setting is None else setting == "tf32"
-    return "tf32" if allowed else "ieee"
 
 
 def _depth(count: int) -> int:

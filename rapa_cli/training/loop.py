@@ -133,30 +133,13 @@ class Training:
         checkpoint.save(self.folder / runs.LAST, self._description(), self.network.state_dict(), momentum)
 
     def _epoch(self, watcher: Watcher, stop: StopRequest) -> None:
-        recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
+        recipe, epoch = self.manifest.recipe, self.progress.epoch
         device = next(self.network.parameters()).device
-        order = torch.split(permutation(seed, epoch, len(self.data.train)), recipe.batch_size)
-        steps = len(order)
-        set_rate(self.sgd, rate(recipe, epoch))
         sums = Sums.of(self.progress, device)
-        start, seen_before, step = time.perf_counter(), sums.seen, self.progress.step
+        start, seen_before = time.perf_counter(), sums.seen
         before = self.progress
-        self.network.train()
-        own = [ids[self.team.part(len(ids))] for ids in order[step:]]
-        crop = Crop(seed, epoch, recipe.crop) if recipe.crop < 1 else None
-        decoded = read(self.data.train.images, own, crop)
-        whole = self._captured(functools.partial(self._update, sums, recipe.batch_size), device)
         try:
-            for ids, part, pictures in zip(order[step:], own, decoded, strict=True):
-                tensors = [moved(tensor, device) for tensor in (part, pictures, self.data.train.labels[part])]
-                if len(ids) == recipe.batch_size:
-                    whole(*tensors)
-                else:
-                    self._update(sums, len(ids), *tensors)
-                sums.seen += len(ids)
-                step += 1
-                watcher.step(epoch, step, steps, sums)
-                self.team.check(stop)
+            self._steps(sums, watcher, stop, device)
             self._check_finite(sums)
             training_seconds = time.perf_counter() - start
             watcher.testing(epoch)
@@ -169,7 +152,7 @@ class Training:
             self._check_finite(sums)
             self.progress = before.model_copy(
                 update={
-                    "step": step,
+                    "step": self._done(sums),
                     "seen": sums.seen,
                     "loss_sum": float(sums.loss),
                     "wrong": int(sums.wrong),
@@ -217,16 +200,40 @@ class Training:
                 self._write_last()
         watcher.epoch(row, self.progress, images / max(training_seconds, 1e-9))
 
-    def _captured(self, update: Callable[..., None], device: torch.device) -> Callable[..., None]:
-        """An epoch's update, captured in a CUDA graph where batches are small and nothing in it needs the host."""
+    def _steps(self, sums: Sums, watcher: Watcher, stop: StopRequest, device: torch.device) -> None:
+        """The steps that the epoch has left, added to its sums."""
+        recipe, seed, epoch = self.manifest.recipe, self.manifest.seed, self.progress.epoch
+        order = torch.split(permutation(seed, epoch, len(self.data.train)), recipe.batch_size)
+        left = order[self.progress.step :]
+        own = [ids[self.team.part(len(ids))] for ids in left]
+        crop = Crop(seed, epoch, recipe.crop) if recipe.crop < 1 else None
+        set_rate(self.sgd, rate(recipe, epoch))
+        self.network.train()
+        whole = self._captured(functools.partial(self._step, sums, recipe.batch_size), device)
+        for ids, part, pictures in zip(left, own, read(self.data.train.images, own, crop), strict=True):
+            tensors = [moved(tensor, device) for tensor in (part, pictures, self.data.train.labels[part])]
+            if len(ids) == recipe.batch_size:
+                whole(*tensors)
+            else:
+                self._step(sums, len(ids), *tensors)
+            sums.seen += len(ids)
+            watcher.step(epoch, self._done(sums), len(order), sums)
+            self.team.check(stop)
+
+    def _done(self, sums: Sums) -> int:
+        """How many steps of the epoch are done."""
+        return -(-sums.seen // self.manifest.recipe.batch_size)
+
+    def _captured(self, step: Callable[..., None], device: torch.device) -> Callable[..., None]:
+        """An epoch's step, captured in a CUDA graph where batches are small and nothing in it needs the host."""
         recipe, network = self.manifest.recipe, self.network
         on_arrays = any(isinstance(layer, PulsedMatrices | AwareMatrices) for layer in network.modules())
         if recipe.batch_size > _CAPTURED or self.team.size > 1 or on_arrays or network.definition.module is not None:
-            return update
+            return step
         recorder = captured.recorder(device)
-        return update if recorder is None else captured.Captured(update, recorder)
+        return step if recorder is None else captured.Captured(step, recorder)
 
-    def _update(self, sums: Sums, batch: int, ids: Tensor, images: Tensor, labels: Tensor) -> None:
+    def _step(self, sums: Sums, batch: int, ids: Tensor, images: Tensor, labels: Tensor) -> None:
         """One step.
 
         Args:
@@ -327,7 +334,7 @@ class Training:
     def _diverged(self, sums: Sums, layer: str | None) -> CheckFailed:
         """The error for a loss that is not finite, and the first layer whose output was not, where that is known."""
         recipe, epoch = self.manifest.recipe, self.progress.epoch
-        step = -(-sums.seen // recipe.batch_size) + (layer is not None)
+        step = self._done(sums) + (layer is not None)
         what = "the loss or a weight" if layer is None else f"the output of layer '{layer}'"
         return CheckFailed(
             f"the training diverged in epoch {epoch + 1}, by step {step}: {what} is not finite "

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rapa_cli.kernels import reference
 from rapa_cli.kernels.geometry import Geometry
 from rapa_cli.kernels.operator import tiled_conv2d
+from rapa_cli.kernels.precision import convolution_precision
 from tests.kernels.without_device import ROOT, compile_only, device_wanted, main, run_checks, triton_wanted
 
 _ALL = (True, True, True)
@@ -173,13 +174,13 @@ def check_compiles() -> None:
     from rapa_cli.kernels import gpu
 
     compiled = compile_only()
-    assert gpu._precision() == "tf32"
+    assert convolution_precision() == "tf32"
     for case in (Case(4, 3, 32, (32, 32), 16, (5, 5)), Case(4, 32, 10, (16, 16), 4)):
         x, weight, bias, assignment, gradient = case.tensors()
         gpu.forward(x, weight, bias, assignment, case.geometry)
         gpu.backward(gradient, x, weight, assignment, case.geometry, wanted=_ALL)
         _CUDNN.conv.fp32_precision = "ieee"
-        assert gpu._precision() == "ieee"
+        assert convolution_precision() == "ieee"
     assert len({name for name, _ in compiled}) == 6, compiled
 
 

@@ -157,7 +157,7 @@ def test_a_step_needs_nothing_of_the_host(
     images = torch.empty(7, *tiny.SHAPE, dtype=torch.uint8, device=device)
     with OnTheDevice():  # type: ignore[no-untyped-call]
         for _ in range(2):
-            training._update(sums, 7, ids, images, ids)
+            training._step(sums, 7, ids, images, ids)
     assert all(parameter.grad is not None for parameter in placed.parameters())
 
 
