@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,10 @@ def draws(
     check_ids(images)
     if isinstance(draw, Tensor) and draw.ndim and draw.shape != images.shape:
         raise ValueError(f"draw: got shape {tuple(draw.shape)} for {len(images)} images")
-    _check_range("draw", torch.as_tensor(draw))
+    if isinstance(draw, Tensor):
+        _check_range("draw", draw)
+    elif not isinstance(draw, Integral) or not 0 <= draw < 2**32:
+        raise ValueError(f"draw: got {draw}, allowed are whole numbers from 0 to {2**32 - 1}")
     if stream not in _STREAMS:
         raise ValueError(f"stream: got '{stream}', allowed are {', '.join(_STREAMS)}")
     check_seed(seed)

@@ -6,12 +6,13 @@ used (draw, image, layer, index). Nothing depends on the order of calls, the bat
 
 from __future__ import annotations
 
-import importlib.util
 from enum import IntEnum
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from rapa_cli.kernels.cuda import triton_serves
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -100,7 +101,7 @@ def words(
     """Random 32-bit words for each image.
 
     The Philox key is (seed, purpose + 256 stream), the counter (block, layer, image, draw); word i of an image is
-    word i mod 4 of block i // 4. Nothing is waited for on a GPU.
+    word i mod 4 of block i // 4. A GPU is not waited for, unless the draws are a tensor elsewhere.
 
     Args:
         purpose: what the numbers are for.
@@ -146,12 +147,12 @@ def words_in_torch(
 
 
 def in_triton(device: torch.device) -> ModuleType | None:
-    """The Triton kernels where they can serve, else None; Triton is not imported before a CUDA tensor comes."""
-    if device.type != "cuda" or torch.compiler.is_compiling() or importlib.util.find_spec("triton") is None:
+    """The Triton kernels that draw on a device, where they can serve and no graph is traced, else None."""
+    if torch.compiler.is_compiling() or not triton_serves(device):
         return None
-    from rapa_cli.kernels import gpu, gpu_draws
+    from rapa_cli.kernels import gpu_draws
 
-    return gpu_draws if gpu.available(device) else None
+    return gpu_draws
 
 
 def uniform(random_words: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What a tiled convolution costs beside an ordinary one: all contenders in turn in one run, medians.
 
 Only ratios within a run mean something on a machine that others share. Everything is made on the CPU and then put on
-the device, so that the numbers are the same on any. On CUDA devices cuDNN looks for its fastest algorithms.
+the device, so that the numbers are the same on any. On CUDA devices cuDNN looks for its fastest algorithms, and the
+ordinary contenders and ours run as CUDA graphs too: without the launches the work of the device is left.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from rapa_cli.training.sgd import AnalogSGD
 SHAPE = (3, 32, 32)
 CAPTURED = ", captured"
 """Ends the names of contenders whose steps are replayed from a CUDA graph."""
+REPLAYED = ("conv NCHW", "conv NHWC", "ours", "none", "random")
+"""Those that are so too, where steps can be captured."""
 _CPU = torch.device("cpu")
 _CLASSES = 10
 _RATE = 0.01
@@ -46,8 +49,6 @@ _MOST_COPIES = (64, 2**14)
 # On CUDA devices the first steps compile kernels and choose algorithms, and a sample lasts at least so long.
 _WARM_UP = 3
 _SAMPLE_SECONDS = 0.02
-# Calls in which a step has been captured, or will not be.
-_CALLS_TO_CAPTURE = 10
 
 Step = Callable[[int], None]
 
@@ -62,7 +63,7 @@ class Row:
         batch: images.
         contender: its name.
         milliseconds: median.
-        ratio: median over the rounds of its time to that of the ordinary one.
+        ratio: median over the rounds of its time to that of the ordinary one; of graphs to that of its graph.
         megabytes: most memory in use during a step beyond what was in use before it, in 10^6 bytes; None for a CUDA
             graph, which keeps its memory between steps.
     """
@@ -156,15 +157,16 @@ def layers(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.devic
         ]
         return _together(modules, sizes, batch, torch.channels_last, device)
 
-    contenders = {
-        "conv NCHW": ordinary(torch.contiguous_format),
-        "conv NHWC": ordinary(torch.channels_last),
-        "ours": tiled(TiledConv2d),
-        "gather and product": tiled(_Gathered),
+    makers: dict[str, Callable[[], Step]] = {
+        "conv NCHW": lambda: ordinary(torch.contiguous_format),
+        "conv NHWC": lambda: ordinary(torch.channels_last),
+        "ours": lambda: tiled(TiledConv2d),
+        "gather and product": lambda: tiled(_Gathered),
     }
     most_tiles, most_copies = _MOST_COPIES
     if max(tiles) <= most_tiles and max(tiles) * batch <= most_copies:
-        contenders["masked copies"] = tiled(_Masked)
+        makers["masked copies"] = lambda: tiled(_Masked)
+    contenders = _contenders(makers, device)
     return _rows("layers", tuple(tiles), batch, contenders, ("conv NCHW", "conv NHWC"), rounds, device)
 
 
@@ -172,21 +174,18 @@ def layers(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.devic
 def training_step(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.device = _CPU) -> list[Row]:
     """The whole training step of `full` on random images, ordinary and tiled, and a plain loop in torch.
 
-    On CUDA devices the plain loop runs in both memory formats, and the first two run also as CUDA graphs, unless they
-    cannot be captured: without the launches what is left is the work of the device.
+    On CUDA devices the plain loop runs in both memory formats.
     """
-    networks = {"none": None, "random": tuple(tiles)}
-    contenders = {scheme: _step_of(scheme, counts, batch, device) for scheme, counts in networks.items()}
+    makers: dict[str, Callable[[], Step]] = {
+        "none": lambda: _step_of("none", None, batch, device),
+        "random": lambda: _step_of("random", tuple(tiles), batch, device),
+    }
     if device.type == "cuda":
-        contenders["plain torch NCHW"] = _plain_step(batch, device, torch.contiguous_format)
-        contenders["plain torch NHWC"] = _plain_step(batch, device, torch.channels_last)
+        makers["plain torch NCHW"] = lambda: _plain_step(batch, device, torch.contiguous_format)
+        makers["plain torch NHWC"] = lambda: _plain_step(batch, device, torch.channels_last)
     else:
-        contenders["plain torch"] = _plain_step(batch, device, torch.contiguous_format)
-    for scheme, counts in networks.items():
-        replayed = _captured_step_of(scheme, counts, batch, device)
-        if replayed is not None:
-            contenders[scheme + CAPTURED] = replayed
-    return _rows("training step", tuple(tiles), batch, contenders, ("none",), rounds, device)
+        makers["plain torch"] = lambda: _plain_step(batch, device, torch.contiguous_format)
+    return _rows("training step", tuple(tiles), batch, _contenders(makers, device), ("none",), rounds, device)
 
 
 @cudnn_at_its_best()
@@ -254,6 +253,25 @@ def peak_megabytes(step: Step, device: torch.device = _CPU) -> float:
     return peak / 1e6
 
 
+def _contenders(makers: dict[str, Callable[[], Step]], device: torch.device) -> dict[str, Step]:
+    """The steps, and those that are replayed, unless one of these cannot be captured."""
+    steps = {name: make() for name, make in makers.items()}
+    graphs = {name + CAPTURED: _captured(make(), device) for name, make in makers.items() if name in REPLAYED}
+    found = {name: step for name, step in graphs.items() if step is not None}
+    return steps | found if len(found) == len(graphs) else steps
+
+
+def _captured(step: Step, device: torch.device) -> Step | None:
+    """The step of draw 0 captured and replayed; None where it cannot be."""
+    recorder = captured.recorder(device)
+    if recorder is None:
+        return None
+    replayed = captured.Captured(lambda: step(0), recorder)
+    for _ in range(captured.EAGER_CALLS + 1):
+        replayed()
+    return (lambda number: replayed()) if replayed.replays else None
+
+
 def _rows(
     what: str,
     tiles: tuple[int, ...],
@@ -273,10 +291,10 @@ def _rows(
             if times[name] and times[name][-1] > _PATIENCE_SECONDS:
                 continue
             measured[name] = timer.seconds(step, counts[name], number * counts[name])
-        ordinary = min(measured[name] for name in baseline)
         for name, seconds in measured.items():
+            kind = CAPTURED if name.endswith(CAPTURED) else ""
             times[name].append(seconds)
-            ratios[name].append(seconds / ordinary)
+            ratios[name].append(seconds / min(measured[ordinary + kind] for ordinary in baseline))
     return [
         Row(
             what,
@@ -388,40 +406,20 @@ class _Masked(TiledConv2d):
 
 
 def _step_of(scheme: str, tiles: tuple[int, ...] | None, batch: int, device: torch.device) -> Step:
-    train, tensors = _training(scheme, tiles, batch, device)
-    return lambda number: train(*tensors, number)
-
-
-def _captured_step_of(scheme: str, tiles: tuple[int, ...] | None, batch: int, device: torch.device) -> Step | None:
-    """The same step recorded and replayed, always of one draw; None where it cannot be."""
-    recorder = captured.recorder(device)
-    if recorder is None:
-        return None
-    train, tensors = _training(scheme, tiles, batch, device)
-    step = captured.Captured(train, recorder)
-    for _ in range(_CALLS_TO_CAPTURE):
-        step(*tensors)
-    return (lambda number: step(*tensors)) if step.replays else None
-
-
-def _training(
-    scheme: str, tiles: tuple[int, ...] | None, batch: int, device: torch.device
-) -> tuple[Callable[..., None], tuple[Tensor, Tensor, Tensor]]:
-    """A training step of images, labels, ids and the draw, and such tensors."""
     model = placed(build(resolve(definition(), SHAPE, scheme=scheme, tiles=tiles), SHAPE, _CLASSES), device)
     sgd = optimizer(model, config.load_recipe("short", scheme))
     x = torch.rand(batch, *SHAPE).to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(_CLASSES, (batch,)).to(device)
     ids = torch.arange(batch, device=device)
 
-    def train(x: Tensor, labels: Tensor, ids: Tensor, draw: int = 0) -> None:
-        with draws(model, images=ids, draw=draw, stream="train"):
+    def step(number: int) -> None:
+        with draws(model, images=ids, draw=number, stream="train"):
             loss = F.cross_entropy(model(x), labels)
         sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()
 
-    return train, (x, labels, ids)
+    return step
 
 
 def _plain_step(batch: int, device: torch.device, memory: torch.memory_format) -> Step:

@@ -32,8 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rapa_cli.kernels.cuda import convolution_precision
 from rapa_cli.kernels.geometry import Geometry
-from rapa_cli.kernels.precision import convolution_precision
 
 # The first version whose kernels take named tuples of constants.
 _TRITON = (3, 4)

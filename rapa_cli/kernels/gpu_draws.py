@@ -1,7 +1,7 @@
 """Random words, and partitions by their ranks, in Triton on CUDA devices: the same integers as in torch.
 
 In torch words take a hundred launches and ranks a sort. Here each takes one launch; a hash is ranked by counting those
-that are smaller, which for a few thousand patches is less work than to sort them. The host never waits. No number is
+that are smaller, by as many programs as there are blocks of patches. The host never waits. No number is
 specialised on, so that another seed, epoch, layer or size compiles nothing.
 """
 
@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Beyond it a sort is less work than counting.
-MAX_PATCHES = 4096
+# Counting takes the square of it, so that beyond torch sorts.
+MAX_PATCHES = 2048
 # Philox blocks of a program, patches of a program, and hashes that it compares these with at once.
 _LANES = 128
 _ROWS = 32

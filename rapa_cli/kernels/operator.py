@@ -6,7 +6,6 @@ Triton is installed; everywhere else the reference in torch.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rapa_cli.kernels import cpu, reference
+from rapa_cli.kernels.cuda import triton_serves
 from rapa_cli.kernels.geometry import Geometry
 
 
@@ -46,10 +46,9 @@ def tiled_conv2d(
 
 
 def _past_operator(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
-    """Whether the C kernels are called without the operator: not where a graph is traced, or types are to be cast."""
-    if torch.compiler.is_compiling() or len(x) == 0 or not in_c(x, weight, bias):
-        return False
-    return not torch.is_autocast_enabled("cpu") and cpu.fits(x, geometry)
+    """Whether the C kernels are called without the operator: not where a graph is traced."""
+    # In float32, as all of them are then, mixed precision changes nothing.
+    return not torch.compiler.is_compiling() and len(x) > 0 and in_c(x, weight, bias) and cpu.fits(x, geometry)
 
 
 class _Direct(torch.autograd.Function):
@@ -77,14 +76,14 @@ def in_c(*tensors: Tensor | None) -> bool:
 
 
 def in_triton(x: Tensor, geometry: Geometry, *others: Tensor | None) -> ModuleType | None:
-    """The Triton kernels where they can serve, else None; Triton is not imported before a CUDA tensor comes."""
+    """The Triton kernels where they can serve, else None."""
     if not all(t is None or (t.is_cuda and t.dtype == torch.float32) for t in (x, *others)):
         return None
-    if importlib.util.find_spec("triton") is None:
+    if not triton_serves(x.device):
         return None
     from rapa_cli.kernels import gpu
 
-    return gpu if gpu.available(x.device) and gpu.fits(x, geometry) else None
+    return gpu if gpu.fits(x, geometry) else None
 
 
 @torch.library.custom_op("rapa::tiled_conv2d", mutates_args=())

@@ -1,4 +1,4 @@
-"""Training steps captured in a CUDA graph: all launches of a step in one, without which small batches wait for them.
+"""Training steps captured in CUDA graphs: all kernels of a step in one launch.
 
 A graph holds the kernels that a step launched once, their arguments as they were, and is replayed on what then lies in
 the same memory. Numbers of Python are constants of it, so that an epoch, with its number and its rate, has a graph of
@@ -7,16 +7,18 @@ its own.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rapa_cli.kernels.cuda import triton_serves
+
 # The first calls compile kernels, choose algorithms and make what stays in memory, such as momentum.
-_EAGER = 2
+EAGER_CALLS = 2
 
 
 class Recorder(Protocol):
@@ -25,19 +27,21 @@ class Recorder(Protocol):
     def run(self, function: Callable[[], object]) -> None:
         """Calls a function where it will be recorded."""
 
-    def record(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Records a function without carrying it out; what it returns replays it.
-
-        Raises:
-            RuntimeError: it cannot be recorded; nothing has changed.
-        """
+    def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
+        """Records a function without carrying it out; what it returns replays it, None if it cannot be recorded."""
 
 
 class CudaGraphs:
-    """Records what functions launch on a CUDA device in graphs."""
+    """Records what functions launch on a CUDA device, all on one stream; one graph should be in use at a time.
+
+    After a function that could not be captured no other is tried: what is left of a capture that failed depends on
+    torch's version.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        # Libraries keep memory for each stream that they have seen.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._refused = False
 
     def run(self, function: Callable[[], object]) -> None:
         """Calls a function on the stream that will be captured, in order with what is done on the current one."""
@@ -49,15 +53,19 @@ class CudaGraphs:
         finally:
             current.wait_stream(self._stream)
 
-    def record(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Captures a function.
-
-        Raises:
-            RuntimeError: it looks at a number on the device, or copies from memory that is not the device's.
-        """
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._stream.device), torch.cuda.graph(graph, stream=self._stream):
-            function()
+    def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
+        """Captures a function; None where it looks at a number on the device, or copies from the host."""
+        if self._refused:
+            return None
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
+        try:
+            # Not every version of torch goes back to the current stream from a capture that failed.
+            with torch.cuda.stream(current), torch.cuda.graph(graph, stream=self._stream):
+                function()
+        except RuntimeError as error:
+            self._refused = True
+            warnings.warn(f"steps are launched one by one, since they cannot be captured: {error}", stacklevel=2)
+            return None
         replay: Callable[[], None] = graph.replay
         return replay
 
@@ -71,7 +79,6 @@ class Captured:
         function: it changes tensors that stay where they are in memory; it may depend on the values of its own, which
             have the same shapes and types in each call, and of those that it finds, but look at none.
         recorder: records it.
-
     """
 
     def __init__(self, function: Callable[..., object], recorder: Recorder) -> None:
@@ -88,10 +95,9 @@ class Captured:
     def __call__(self, *tensors: Tensor) -> None:
         """Calls the function."""
         self._calls += 1
-        if self._calls == _EAGER + 1:
+        if self._calls == EAGER_CALLS + 1:
             self._static = [tensor.clone() for tensor in tensors]
-            with contextlib.suppress(RuntimeError):
-                self._replay = self._recorder.record(lambda: self._function(*self._static))
+            self._replay = self._recorder.record(lambda: self._function(*self._static))
         if self._replay is None:
             self._recorder.run(lambda: self._function(*tensors))
             return
@@ -101,7 +107,10 @@ class Captured:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """What records functions on a device; None where nothing does, or RAPA_CUDA_GRAPH=0 says not to."""
-    if device.type != "cuda" or torch.version.hip is not None or os.environ.get("RAPA_CUDA_GRAPH") == "0":
+    """What records functions on a device; None where there is nothing, or RAPA_CUDA_GRAPH=0 says not to.
+
+    Without the Triton kernels tiled convolutions look at numbers on the device, and cannot be recorded.
+    """
+    if os.environ.get("RAPA_CUDA_GRAPH") == "0" or not triton_serves(device):
         return None
     return CudaGraphs(device)

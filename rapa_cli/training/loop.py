@@ -43,8 +43,6 @@ from rapa_cli.training.stopping import StopRequest
 _USUAL_RATE = 0.01
 # As many as `evaluate` takes.
 _TEST_BATCH = 200
-# Images of a step beyond which a GPU takes longer to compute it than the host to launch it.
-_CAPTURED = 256
 
 
 class Watcher(Protocol):
@@ -209,7 +207,10 @@ class Training:
         crop = Crop(seed, epoch, recipe.crop) if recipe.crop < 1 else None
         set_rate(self.sgd, rate(recipe, epoch))
         self.network.train()
-        whole = self._captured(functools.partial(self._step, sums, recipe.batch_size), device)
+        whole: Callable[..., None] = functools.partial(self._step, sums, recipe.batch_size)
+        if self._recorder is not None:
+            # Anew in each epoch, since its rate and its number are constants of what is captured.
+            whole = captured.Captured(whole, self._recorder)
         for ids, part, pictures in zip(left, own, read(self.data.train.images, own, crop), strict=True):
             tensors = [moved(tensor, device) for tensor in (part, pictures, self.data.train.labels[part])]
             if len(ids) == recipe.batch_size:
@@ -224,14 +225,14 @@ class Training:
         """How many steps of the epoch are done."""
         return -(-sums.seen // self.manifest.recipe.batch_size)
 
-    def _captured(self, step: Callable[..., None], device: torch.device) -> Callable[..., None]:
-        """An epoch's step, captured in a CUDA graph where batches are small and nothing in it needs the host."""
-        recipe, network = self.manifest.recipe, self.network
+    @functools.cached_property
+    def _recorder(self) -> captured.Recorder | None:
+        """What captures steps in CUDA graphs; None where something in them needs the host."""
+        network = self.network
         on_arrays = any(isinstance(layer, PulsedMatrices | AwareMatrices) for layer in network.modules())
-        if recipe.batch_size > _CAPTURED or self.team.size > 1 or on_arrays or network.definition.module is not None:
-            return step
-        recorder = captured.recorder(device)
-        return step if recorder is None else captured.Captured(step, recorder)
+        if on_arrays or self.team.size > 1 or network.definition.module is not None:
+            return None
+        return captured.recorder(next(network.parameters()).device)
 
     def _step(self, sums: Sums, batch: int, ids: Tensor, images: Tensor, labels: Tensor) -> None:
         """One step.

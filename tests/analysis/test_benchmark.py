@@ -146,9 +146,9 @@ def test_captured_steps_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_be_captured_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(Tape):
-        def record(self, function: Callable[[], object]) -> Callable[[], None]:
+        def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
             self.recorded += 1
-            raise RuntimeError("operation not permitted when stream is capturing")
+            return None
 
     refusing = Refusing()
     monkeypatch.setattr(captured, "recorder", lambda device: refusing)
@@ -187,6 +187,8 @@ def test_masked_copies_that_would_not_fit_are_left_out(monkeypatch: pytest.Monke
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_the_memory_of_a_step_on_a_device() -> None:
     device = torch.device("cuda", 0)
+    # Of a larger block that is free already more would be taken.
+    torch.cuda.empty_cache()
     found = benchmark.peak_megabytes(lambda number: _holding(number, device), device)
     # Blocks are of whole 512 bytes.
     assert found == pytest.approx(12.0, abs=1e-3)

@@ -6,11 +6,11 @@ Triton takes its mode when it is imported, so that each runs in a process of its
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,15 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 
-triton_wanted = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
+
+def _triton() -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in metadata.version("triton").split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return (0, 0)
+
+
+triton_wanted = pytest.mark.skipif(_triton() < (3, 4), reason="Triton 3.4 or later is not installed here")
 device_wanted = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 

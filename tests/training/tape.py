@@ -22,7 +22,7 @@ class Tape:
     def run(self, function: Callable[[], object]) -> None:
         function()
 
-    def record(self, function: Callable[[], object]) -> Callable[[], None]:
+    def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
         self.recorded += 1
         recording = _Recording()
         with recording:

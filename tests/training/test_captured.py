@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from rapa_cli import config
 from rapa_cli.errors import Interrupted
 from rapa_cli.kernels import cpu
+from rapa_cli.layers.network import build
 from rapa_cli.tiling.schemes import SCHEMES
 from rapa_cli.training import captured, loop
 from rapa_cli.training.captured import Captured
 from rapa_cli.training.loop import Sums
+from rapa_cli.training.parallel import Team
 from rapa_cli.training.schedule import optimizer
 from rapa_cli.training.stopping import StopRequest
+from tests.meta import META, OnMeta
+from tests.tolerances import assert_near
 from tests.training import tiny
 from tests.training.tape import Tape
 from tests.training.test_loop import Watcher, run
@@ -93,9 +97,9 @@ def test_a_training_goes_on_within_an_epoch(tmp_path: Path, tape: Tape) -> None:
 
 def test_what_cannot_be_recorded_is_called() -> None:
     class Refusing(Tape):
-        def record(self, function: Callable[[], object]) -> Callable[[], None]:
+        def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
             self.recorded += 1
-            raise RuntimeError("operation not permitted when stream is capturing")
+            return None
 
     total, refusing = torch.zeros(()), Refusing()
     step = Captured(total.add_, refusing)
@@ -116,26 +120,54 @@ def test_only_tensors_may_change() -> None:
     assert total == 1 * 1 + 2 * 10 + (3 + 4 + 5) * 100
 
 
-def test_what_is_not_captured(tmp_path: Path, tape: Tape) -> None:
-    for number, changes in enumerate(
-        (
-            {"network": {"arrays": "Idealized"}, "momentum": 0.0, "weight_decay": 0.0},
-            {"batch_size": loop._CAPTURED + 1},
-        )
-    ):
-        run(tiny.begin(tmp_path / str(number), **{**_RECIPE, **changes}))  # type: ignore[dict-item]
-    assert tape.recorded == 0
+def test_after_a_capture_that_failed_no_other_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    @contextlib.contextmanager
+    def graph(*arguments: object, **settings: object) -> Iterator[None]:
+        tried.append(arguments)
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    # What a device would be needed for.
+    for name, stand_in in (("Stream", mock.Mock), ("CUDAGraph", mock.Mock), ("graph", graph)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
+    graphs, calls = captured.CudaGraphs(torch.device("cuda", 0)), list[int]()
+    for _ in range(2):
+        step = Captured(lambda: calls.append(1), graphs)
+        with contextlib.ExitStack() as stack:
+            if not tried:
+                stack.enter_context(pytest.warns(UserWarning, match=r"launched one by one.*not permitted"))
+            for _ in range(4):
+                step()
+        assert not step.replays
+    assert len(tried) == 1
+    # The capture itself carries nothing out on a device; here it did, once.
+    assert len(calls) == 2 * 4 + 1
 
 
-class OnTheDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses what a CUDA graph cannot hold: copies from memory of the host."""
+def test_what_needs_the_host_is_not_recorded(tmp_path: Path, tape: Tape) -> None:
+    ordinary = tiny.begin(tmp_path / "ordinary")
+    assert ordinary._recorder is tape
+    assert tiny.begin(tmp_path / "pulsed", network={"arrays": "Idealized"}, weight_decay=0.0)._recorder is None
+    assert tiny.begin(tmp_path / "aware", network={"arrays": "Inference"})._recorder is None
+    definition = config.Network(name="x", layers=(), module=config.Module(name="squeezenet1_1"))
+    network = build(definition, (3, 32, 32), 3)
+    assert loop.Training(tmp_path, ordinary.manifest, ordinary.data, network, ordinary.sgd)._recorder is None
+    network, team = ordinary.network, Team(rank=1, size=2)
+    assert loop.Training(tmp_path, ordinary.manifest, ordinary.data, network, ordinary.sgd, team)._recorder is None
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        places = {tensor.device.type for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
-            assert "cpu" not in places, f"{func} copies from the host"
-        return result
+
+def test_where_something_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(captured, "CudaGraphs", lambda device: Tape())
+    monkeypatch.setattr(captured, "triton_serves", lambda device: device.type == "cuda")
+    assert isinstance(captured.recorder(device), Tape)
+    assert captured.recorder(tiny.CPU) is None
+    monkeypatch.setenv("RAPA_CUDA_GRAPH", "0")
+    assert captured.recorder(device) is None
 
 
 @pytest.mark.parametrize(
@@ -145,24 +177,19 @@ class OnTheDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_a_step_needs_nothing_of_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, pool: str
 ) -> None:
-    # On this device nothing has a value: what looks at one fails, as it does while a GPU is captured.
-    device = torch.device("meta")
+    # What looks at a number, or copies from elsewhere, fails here as it does while a GPU is captured.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     network = {"scheme": scheme, "pool": pool, **({"tiles": (4, 2)} if scheme == "perforated" else {})}
     begun = tiny.begin(tmp_path, network=network, momentum=0.9, weight_decay=0.1, brightness=0.2)
-    placed = begun.network.to(device).train()
+    placed = begun.network.to(META).train()
     training = loop.Training(tmp_path, begun.manifest, begun.data, placed, optimizer(placed, begun.manifest.recipe))
-    sums = Sums.of(training.progress, device)
-    ids = torch.arange(7, device=device)
-    images = torch.empty(7, *tiny.SHAPE, dtype=torch.uint8, device=device)
-    with OnTheDevice():  # type: ignore[no-untyped-call]
+    sums = Sums.of(training.progress, META)
+    ids = torch.arange(7, device=META)
+    images = torch.empty(7, *tiny.SHAPE, dtype=torch.uint8, device=META)
+    with OnMeta():
         for _ in range(2):
             training._step(sums, 7, ids, images, ids)
     assert all(parameter.grad is not None for parameter in placed.parameters())
-
-
-def test_nothing_is_recorded_on_a_cpu() -> None:
-    assert captured.recorder(tiny.CPU) is None
 
 
 @pytest.mark.gpu
@@ -172,7 +199,7 @@ def test_replayed_steps_are_the_steps_on_a_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict[str, Any]
 ) -> None:
     device, data = torch.device("cuda", 0), tiny.data_set()
-    made: list[captured.Captured] = []
+    made: list[Captured] = []
 
     class Noted(Captured):
         def __init__(self, *arguments: Any) -> None:
@@ -180,6 +207,8 @@ def test_replayed_steps_are_the_steps_on_a_device(
             made.append(self)
 
     monkeypatch.setattr(captured, "Captured", Noted)
+    # Rounding to tf32 would make more of sums in another order, as cuDNN and poolings take them.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     found = []
     for setting in ("1", "0"):
         monkeypatch.setenv("RAPA_CUDA_GRAPH", setting)
@@ -191,4 +220,4 @@ def test_replayed_steps_are_the_steps_on_a_device(
     assert len(made) == _RECIPE["epochs"]
     assert all(one.replays for one in made)
     for name, tensor in found[0].items():
-        torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-6)
+        assert_near(tensor, found[1][name])

@@ -1,8 +1,19 @@
-"""How convolutions on CUDA devices round the factors of their products."""
+"""What holds for all computing on CUDA devices: whether Triton's kernels serve there, and how products round."""
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
+
+
+def triton_serves(device: torch.device) -> bool:
+    """Whether the Triton kernels compute on a device; Triton is not imported before somebody asks for a CUDA one."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    from rapa_cli.kernels import gpu
+
+    return gpu.available(device)
 
 
 def convolution_precision() -> str:
