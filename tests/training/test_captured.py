@@ -130,10 +130,10 @@ def test_after_a_capture_that_failed_no_other_is_tried(monkeypatch: pytest.Monke
         raise RuntimeError("operation not permitted when stream is capturing")
 
     # What a device would be needed for.
-    for name, stand_in in (("Stream", mock.Mock), ("CUDAGraph", mock.Mock), ("graph", graph)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: mock.Mock())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", mock.Mock())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
     graphs, calls = captured.CudaGraphs(torch.device("cuda", 0)), list[int]()
     for _ in range(2):
         step = Captured(lambda: calls.append(1), graphs)
