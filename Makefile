@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.test-tools
 DOC_TOOLS := $(VENV)/.doc-tools
-# Tests of a group share what takes long to prepare.
-QUICK_TESTS := $(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not slow"
+# Tests of a file share what takes long to prepare.
+QUICK_TESTS := $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

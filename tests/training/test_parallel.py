@@ -32,9 +32,6 @@ from tests.tolerances import assert_near
 from tests.training import tiny
 from tests.training.test_resume import Stopper
 
-# One start of two processes serves all.
-pytestmark = pytest.mark.xdist_group("parallel")
-
 _ROOT = Path(__file__).parents[2]
 
 # 29 images in batches of 7: the last batch is one image, of which one of two processes has none.
