@@ -47,7 +47,7 @@ def cost_against_tiles(rows: Sequence[Row], device: str) -> Figure:
     """Time of layers on a device, relative to ordinary convolutions, against the tiles of the first layer."""
     rows = [row for row in rows if row.what in ("layers", "arrays")]
     batches = sorted({row.batch for row in rows})
-    figure = drawing.new_figure(4.2 * len(batches), 3.6)
+    figure = drawing.new_figure(4.2 * len(batches), 4.4)
     drawing.title(figure, f"convolutions of full on {device}")
     for number, batch in enumerate(batches, 1):
         axes = figure.add_subplot(1, len(batches), number)
@@ -72,7 +72,9 @@ def cost_against_tiles(rows: Sequence[Row], device: str) -> Figure:
         axes.grid(alpha=0.3, which="both")
         if number == 1:
             axes.set_ylabel("time relative to nn.Conv2d")
-            axes.legend(frameon=False, fontsize=8)
+    # A contender may have a place in some of the axes only.
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    drawing.legend_below(figure, handles=list(lines.values()))
     return figure
 
 
