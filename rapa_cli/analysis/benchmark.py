@@ -38,7 +38,7 @@ SHAPE = (3, 32, 32)
 CAPTURED = ", captured"
 """Ends the names of contenders whose steps are replayed from a CUDA graph."""
 REPLAYED = ("conv NCHW", "conv NHWC", "ours", "none", "random")
-"""Those that are so too, where steps can be captured."""
+"""Contenders that also run as graphs, where steps can be captured."""
 _CPU = torch.device("cpu")
 _CLASSES = 10
 _RATE = 0.01
@@ -63,7 +63,7 @@ class Row:
         batch: images.
         contender: its name.
         milliseconds: median.
-        ratio: median over the rounds of its time to that of the ordinary one; of graphs to that of its graph.
+        ratio: median over the rounds of its time to that of the ordinary one; a graph's is to that one's graph.
         megabytes: most memory in use during a step beyond what was in use before it, in 10^6 bytes; None for a CUDA
             graph, which keeps its memory between steps.
     """
@@ -256,16 +256,16 @@ def peak_megabytes(step: Step, device: torch.device = _CPU) -> float:
 def _contenders(makers: dict[str, Callable[[], Step]], device: torch.device) -> dict[str, Step]:
     """The steps, and those that are replayed, unless one of these cannot be captured."""
     steps = {name: make() for name, make in makers.items()}
-    graphs = {name + CAPTURED: _captured(make(), device) for name, make in makers.items() if name in REPLAYED}
+    recorder = captured.recorder(device)
+    if recorder is None:
+        return steps
+    graphs = {name + CAPTURED: _captured(make(), recorder) for name, make in makers.items() if name in REPLAYED}
     found = {name: step for name, step in graphs.items() if step is not None}
     return steps | found if len(found) == len(graphs) else steps
 
 
-def _captured(step: Step, device: torch.device) -> Step | None:
+def _captured(step: Step, recorder: captured.Recorder) -> Step | None:
     """The step of draw 0 captured and replayed; None where it cannot be."""
-    recorder = captured.recorder(device)
-    if recorder is None:
-        return None
     replayed = captured.Captured(lambda: step(0), recorder)
     for _ in range(captured.EAGER_CALLS + 1):
         replayed()

@@ -119,7 +119,8 @@ def bench(
         wanted = len(settings) * len(batches) * len(benchmark.REPLAYED)
         found = sum(row.contender.endswith(benchmark.CAPTURED) for row in rows)
         if found < wanted:
-            console.note(f"{wanted - found} of {wanted} steps were not captured in a CUDA graph, and are left out")
+            left = wanted - found
+            console.note(f"{left} of {wanted} CUDA graphs are left out: not all of a setting could be captured")
     if json:
         console.print_json(document)
         return
@@ -171,8 +172,8 @@ def _show(document: dict[str, Any], rows: list[Row]) -> None:
     where = f"{document['threads']} threads" if precision is None else document["device"]
     console.out().print(
         f"medians of {document['rounds']} rounds on {where}; ratios to the faster nn.Conv2d of "
-        "each round, or to scheme none, of graphs to its graph; MB in use at most during a step beyond what was before "
-        "it\n"
+        "each round, or to scheme none, a graph's to that one's graph; MB in use at most during a step beyond what was "
+        "before it\n"
         f"{_load(document)}"
         f"kernel: {document['kernel']}" + (f", in {precision}" if precision else ""),
         markup=False,

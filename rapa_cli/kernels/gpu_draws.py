@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Counting takes the square of it, so that beyond torch sorts.
+# Counting is quadratic in the patches; beyond this torch sorts.
 MAX_PATCHES = 2048
 # Philox blocks of a program, patches of a program, and hashes that it compares these with at once.
 _LANES = 128

@@ -47,6 +47,8 @@ def cost_against_tiles(rows: Sequence[Row], device: str) -> Figure:
     """Time of layers on a device, relative to ordinary convolutions, against the tiles of the first layer."""
     rows = [row for row in rows if row.what in ("layers", "arrays")]
     batches = sorted({row.batch for row in rows})
+    # A contender may have a place in some of the axes only.
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row.contender for row in rows))}
     figure = drawing.new_figure(4.2 * len(batches), 4.4)
     drawing.title(figure, f"convolutions of full on {device}")
     for number, batch in enumerate(batches, 1):
@@ -58,6 +60,7 @@ def cost_against_tiles(rows: Sequence[Row], device: str) -> Figure:
             axes.plot(
                 [tiles for tiles, _ in points],
                 [ratio for _, ratio in points],
+                color=colours[contender],
                 marker="o",
                 markersize=3,
                 linewidth=2 if ours else 1,
@@ -72,7 +75,6 @@ def cost_against_tiles(rows: Sequence[Row], device: str) -> Figure:
         axes.grid(alpha=0.3, which="both")
         if number == 1:
             axes.set_ylabel("time relative to nn.Conv2d")
-    # A contender may have a place in some of the axes only.
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
     drawing.legend_below(figure, handles=list(lines.values()))
     return figure

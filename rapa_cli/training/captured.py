@@ -32,10 +32,10 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records what functions launch on a CUDA device, all on one stream; one graph should be in use at a time.
+    """Records what functions launch on a CUDA device, all on one stream.
 
-    After a function that could not be captured no other is tried: what is left of a capture that failed depends on
-    torch's version.
+    Graphs that are kept are let go together, since libraries may give them memory in common. After a function that
+    could not be captured no other is tried: what is left of a capture that failed depends on torch's version.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,6 +63,8 @@ class CudaGraphs:
             with torch.cuda.stream(current), torch.cuda.graph(graph, stream=self._stream):
                 function()
         except RuntimeError as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
             self._refused = True
             warnings.warn(f"steps are launched one by one, since they cannot be captured: {error}", stacklevel=2)
             return None
@@ -109,7 +111,8 @@ class Captured:
 def recorder(device: torch.device) -> Recorder | None:
     """What records functions on a device; None where there is nothing, or RAPA_CUDA_GRAPH=0 says not to.
 
-    Without the Triton kernels tiled convolutions look at numbers on the device, and cannot be recorded.
+    Without the Triton kernels tiled convolutions look at numbers on the device, and cannot be recorded; other networks
+    are left as they are there too.
     """
     if os.environ.get("RAPA_CUDA_GRAPH") == "0" or not triton_serves(device):
         return None

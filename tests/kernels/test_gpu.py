@@ -263,14 +263,15 @@ def test_equals_the_reference_on_a_device(case: Case) -> None:
 @pytest.mark.gpu
 def test_it_rounds_as_cudnn_does() -> None:
     case = Case(64, 32, 32, (16, 16), 1, (5, 5), padding=(2, 2, 2, 2))
-    x, weight, bias, assignment, gradient = (t.cuda() for t in case.tensors())
+    x, weight, bias, _, gradient = (t.cuda() for t in case.tensors())
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    ours = tiled_conv2d(leaves[0], leaves[1], leaves[2], assignment, case.geometry)
     cudnn = F.conv2d(leaves[0], leaves[1][0], leaves[2][0], padding=2)
-    parts = (torch.autograd.grad(y, leaves, gradient) for y in (ours, cudnn))
-    for found, expected in zip((ours, *next(parts)), (cudnn, *next(parts)), strict=True):
-        # Each factor is off by up to 2^-11 of itself.
-        assert float((found - expected).norm()) <= 2**-10 * float(expected.norm())
+    theirs = (cudnn, *torch.autograd.grad(cudnn, leaves, gradient))
+    # The sum over the errors, the bias's gradient, has no products; tf32 leaves 10 bits of each factor.
+    for parts in (theirs[:3], _on_device(case)[:3]):
+        for part, expected in zip(parts, _expected(case), strict=False):
+            error = float((part.detach().double().cpu() - expected).norm() / expected.norm())
+            assert 1e-5 < error < 2**-9
 
 
 @device_wanted

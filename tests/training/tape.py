@@ -14,10 +14,10 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]
 
 
 class Tape:
-    """A recorder of functions; it counts what it recorded and replayed."""
+    """A recorder of functions; it counts how often it was given out, and what it recorded and replayed."""
 
     def __init__(self) -> None:
-        self.recorded = self.replayed = 0
+        self.given = self.recorded = self.replayed = 0
 
     def run(self, function: Callable[[], object]) -> None:
         function()
@@ -34,6 +34,14 @@ class Tape:
             recording.replay()
 
         return replay
+
+
+class Refusing(Tape):
+    """Records nothing."""
+
+    def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
+        self.recorded += 1
+        return None
 
 
 class _Recording(TorchDispatchMode):
