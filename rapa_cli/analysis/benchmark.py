@@ -151,11 +151,7 @@ def layers(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.devic
         return _together(_ordinary(sizes, device, memory), sizes, batch, memory, device)
 
     def tiled(kind: type[TiledConv2d]) -> Step:
-        modules: list[nn.Module] = [
-            kind(c, out, k, padding=p, tiles=count, scheme="random").to(device)
-            for count, (c, out, k, p, _) in zip(tiles, sizes, strict=True)
-        ]
-        return _together(modules, sizes, batch, torch.channels_last, device)
+        return _together(_tiled(kind, tiles, sizes, device), sizes, batch, torch.channels_last, device)
 
     makers: dict[str, Callable[[], Step]] = {
         "conv NCHW": lambda: ordinary(torch.contiguous_format),
@@ -198,10 +194,7 @@ def arrays(tiles: Sequence[int], batch: int, *, rounds: int, device: torch.devic
     sizes, small, large = _sizes(), 1e-4, 1e-2
 
     def on(kind: Arrays | InferenceArrays | None, errors: float) -> Step:
-        modules: list[nn.Module] = [
-            TiledConv2d(c, out, k, padding=p, tiles=count, scheme="random", arrays=kind).to(device)
-            for count, (c, out, k, p, _) in zip(tiles, sizes, strict=True)
-        ]
+        modules = _tiled(TiledConv2d, tiles, sizes, device, arrays=kind)
         sgd = AnalogSGD(nn.ModuleList(modules), lr=_RATE)
         return _together(modules, sizes, batch, torch.channels_last, device, sgd, errors)
 
@@ -324,6 +317,20 @@ def _ordinary(
     # As the program trains them.
     kernels = memory if device.type == "cuda" else torch.contiguous_format
     return [nn.Conv2d(c, out, k, padding=p).to(device).to(memory_format=kernels) for c, out, k, p, _ in sizes]
+
+
+def _tiled(
+    kind: type[TiledConv2d],
+    tiles: Sequence[int],
+    sizes: Sequence[tuple[int, int, int, int, int]],
+    device: torch.device,
+    *,
+    arrays: Arrays | InferenceArrays | None = None,
+) -> list[nn.Module]:
+    return [
+        kind(c, out, k, padding=p, tiles=count, scheme="random", arrays=arrays).to(device)
+        for count, (c, out, k, p, _) in zip(tiles, sizes, strict=True)
+    ]
 
 
 def _together(

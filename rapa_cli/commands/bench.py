@@ -131,15 +131,14 @@ def _kernel(device: torch.device) -> str:
     """What computes tiled convolutions."""
     from importlib.util import find_spec
 
+    from rapa_cli.kernels.compiled import kernels
+    from rapa_cli.kernels.cuda import triton_serves
+
     if device.type == "cpu":
-        from rapa_cli.kernels.compiled import kernels
-
         return kernels().reason
-    if find_spec("triton") is None:
-        return "torch (triton is not installed)"
-    from rapa_cli.kernels import gpu
-
-    return "Triton" if gpu.available(device) else "torch"
+    if triton_serves(device):
+        return "Triton"
+    return "torch" if find_spec("triton") else "torch (triton is not installed)"
 
 
 def _load(document: dict[str, Any]) -> str:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rapa_cli.training.loop import Sums
 
 STEPS = 10
-# On a GPU the third step is captured.
-_BEFORE = 3
 _MEANINGS = {"n_p": "patches of an image", "k": "weights of a filter", "cycles": "operations in sequence"}
 _TEST_IMAGES = 200
 
@@ -36,15 +34,21 @@ class _EnoughSeen(Exception):
 
 @dataclass
 class _Clock:
-    """Watches the first steps; those that compile, allocate and capture count only where there are no others."""
+    """Watches the first steps; those that compile, allocate and capture count only where there are no others.
 
+    Attributes:
+        before: how many those are.
+        ended: when each step ended, after the time when the first began.
+    """
+
+    before: int
     ended: list[float] = field(default_factory=lambda: [time.perf_counter()])
 
     def step(self, epoch: int, step: int, steps: int, sums: Sums) -> None:
         """Notes the time. At the end of an epoch metrics would be written."""
         sums.loss.item()
         self.ended.append(time.perf_counter())
-        if step == min(steps, _BEFORE + STEPS):
+        if step == min(steps, self.before + STEPS):
             raise _EnoughSeen
 
     def testing(self, epoch: int) -> None:
@@ -57,7 +61,7 @@ class _Clock:
     def steps(self) -> int:
         """How many are measured."""
         done = len(self.ended) - 1
-        return done - _BEFORE if done > _BEFORE else max(done - 1, 1)
+        return done - self.before if done > self.before else max(done - 1, 1)
 
     @property
     def seconds(self) -> float:
@@ -168,11 +172,13 @@ def _layers(network: Network, plan: Plan) -> list[dict[str, Any]]:
 
 def _steps(manifest: Manifest, data: DataSet, network: Network) -> _Clock:
     """The first steps of the training itself, which ends before it would write."""
+    from rapa_cli.training.captured import EAGER_CALLS
     from rapa_cli.training.loop import Training
     from rapa_cli.training.schedule import optimizer
     from rapa_cli.training.stopping import StopRequest
 
-    clock = _Clock()
+    # On a GPU the step after the eager ones is captured.
+    clock = _Clock(EAGER_CALLS + 1)
     at_least_one = manifest.recipe.model_copy(update={"epochs": max(manifest.recipe.epochs, 1)})
     asked = manifest.model_copy(update={"recipe": at_least_one})
     training = Training(Path(), asked, data, network, optimizer(network, asked.recipe))

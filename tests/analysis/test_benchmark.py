@@ -14,6 +14,8 @@ from rapa_cli.analysis.benchmark import Row, Timer
 from rapa_cli.kernels import cpu
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.training import captured
+from tests.kernels.without_device import device_wanted
+from tests.meta import META
 from tests.training.tape import Refusing, Tape
 
 _SMALL = ((4, 2, 1), 2)
@@ -153,32 +155,30 @@ def test_what_cannot_be_captured_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_everything_lies_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator refuses tensors of two devices; of the one called meta it computes shapes only."""
-    device = torch.device("meta")
     # The reference looks at how many patches a tile has.
     monkeypatch.setattr(benchmark, "_Gathered", TiledConv2d)
     rows: list[Row] = []
     for measure in (benchmark.layers, benchmark.training_step):
-        rows += measure(*_SMALL, rounds=1, device=device)
+        rows += measure(*_SMALL, rounds=1, device=META)
     assert len(rows) == 8
     for row in rows:
         assert row.megabytes is not None
         assert row.megabytes < 1e-3, f"{row.contender} holds memory of the CPU"
-    assert benchmark.weight_traffic(_SMALL[0], rounds=1, device=device) > 0
+    assert benchmark.weight_traffic(_SMALL[0], rounds=1, device=META) > 0
 
 
 def test_masked_copies_that_would_not_fit_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("meta")
     monkeypatch.setattr(benchmark, "_Gathered", TiledConv2d)
     monkeypatch.setattr(benchmark, "_MOST_COPIES", (4, 12))
     for tiles, batch, masked in (((4, 1, 1), 3, True), ((4, 1, 1), 4, False), ((5, 1, 1), 2, False)):
-        rows = benchmark.layers(tiles, batch, rounds=1, device=device)
+        rows = benchmark.layers(tiles, batch, rounds=1, device=META)
         assert ("masked copies" in [row.contender for row in rows]) == masked
     # What the results were measured with is not left out.
     assert _KEPT[0] * 100 <= _KEPT[1]
 
 
+@device_wanted
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_the_memory_of_a_step_on_a_device() -> None:
     device = torch.device("cuda", 0)
     # Of a larger block that is free already more would be taken.

@@ -70,8 +70,8 @@ def test_on_a_gpu(rapa: Run) -> None:
     assert not torch.backends.cudnn.benchmark
 
 
+@device_wanted
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_arrays_on_a_gpu(rapa: Run) -> None:
     found = rapa(*_QUICK, "--device", "cuda", "--batch-size", "2", "--arrays", "--json").document
     assert len(found["rows"]) == 9

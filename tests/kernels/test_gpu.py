@@ -24,7 +24,7 @@ from rapa_cli.kernels.operator import tiled_conv2d
 from rapa_cli.keyed import Draw
 from rapa_cli.philox import Stream
 from rapa_cli.tiling.schemes import balanced_partition
-from tests.kernels.without_device import ROOT, compile_only, device_wanted, main, run_checks, triton_wanted
+from tests.kernels.without_device import ROOT, compile_only, device_wanted, main, no_waiting, run_checks, triton_wanted
 from tests.meta import META, OnMeta
 
 _ALL = (True, True, True)
@@ -309,13 +309,9 @@ def test_the_host_never_waits() -> None:
     case = Case(10, 32, 32, (16, 16), 4, (5, 5), empty=0.1)
     x, weight, bias, assignment, gradient = (t.cuda() for t in case.tensors())
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         y = tiled_conv2d(leaves[0], leaves[1], leaves[2], assignment, case.geometry)
         torch.autograd.grad(y, leaves, gradient)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def _on_device(case: Case) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from rapa_cli.keyed import Draw, draws
 from rapa_cli.philox import MAX_SEED, Purpose, Stream, use_of, words, words_in_torch
 from rapa_cli.tiling.conv import TiledConv2d
 from rapa_cli.tiling.schemes import SCHEMES, balanced_partition, partition_in_torch
-from tests.kernels.without_device import compile_only, device_wanted, main, run_checks, triton_wanted
+from tests.kernels.without_device import compile_only, device_wanted, main, no_waiting, run_checks, triton_wanted
 
 _IMAGES = torch.tensor([0, 3, 2**32 - 1, 77, 3])
 _SEEDS: tuple[int | Tensor, ...] = (0, 1, MAX_SEED, torch.tensor(MAX_SEED))
@@ -158,14 +158,9 @@ def test_equal_hashes_on_a_device(patches: int) -> None:
 def test_the_host_never_waits(scheme: str) -> None:
     layer = TiledConv2d(3, 4, 3, padding=1, tiles=1 if scheme == "none" else 4, scheme=scheme).cuda()
     x, ids = torch.ones(5, 3, 8, 8).cuda(), _IMAGES.cuda()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with draws(layer, images=ids, seed=3, draw=2, stream="train"):
-            assignment = layer.assign(5, (8, 8))
-            layer(x).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_waiting(), draws(layer, images=ids, seed=3, draw=2, stream="train"):
+        assignment = layer.assign(5, (8, 8))
+        layer(x).sum().backward()
     layer.cpu()
     with draws(layer, images=_IMAGES, seed=3, draw=2, stream="train"):
         assert torch.equal(assignment.cpu(), layer.assign(5, (8, 8)))

@@ -6,10 +6,11 @@ Triton takes its mode when it is imported, so that each runs in a process of its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def _triton() -> tuple[int, ...]:
 
 triton_wanted = pytest.mark.skipif(_triton() < (3, 4), reason="Triton 3.4 or later is not installed here")
 device_wanted = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """Inside, whatever makes the host wait for a CUDA device raises."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def run_checks(checks: Sequence[Callable[[], None]], *, interpret: bool, cache: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -122,6 +122,15 @@ def test_only_tensors_may_change() -> None:
     assert total == 1 * 1 + 2 * 10 + (3 + 4 + 5) * 100
 
 
+def _without_device(monkeypatch: pytest.MonkeyPatch, graph: Callable[..., Any]) -> captured.CudaGraphs:
+    """What captures, where a context manager takes the place of the capture and nothing that of streams."""
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: mock.Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return captured.CudaGraphs(torch.device("cuda", 0))
+
+
 def test_after_a_capture_that_failed_no_other_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[object] = []
 
@@ -131,12 +140,7 @@ def test_after_a_capture_that_failed_no_other_is_tried(monkeypatch: pytest.Monke
         yield
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    # What a device would be needed for.
-    for name in ("Stream", "CUDAGraph", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: mock.Mock())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    graphs, calls = captured.CudaGraphs(torch.device("cuda", 0)), list[int]()
+    graphs, calls = _without_device(monkeypatch, graph), list[int]()
     for _ in range(2):
         step = Captured(lambda: calls.append(1), graphs)
         with contextlib.ExitStack() as stack:
@@ -148,6 +152,22 @@ def test_after_a_capture_that_failed_no_other_is_tried(monkeypatch: pytest.Monke
     assert tried == [graphs._stream]
     # The capture itself carries nothing out on a device; here it did, once.
     assert len(calls) == 2 * 4 + 1
+
+
+def test_a_second_interrupt_while_a_step_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def graph(*_: object, **__: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("the capture was not ended")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    graphs = _without_device(monkeypatch, graph)
+    with pytest.raises(KeyboardInterrupt):
+        graphs.record(interrupted)
 
 
 def test_what_needs_the_host_is_not_recorded(tmp_path: Path, tape: Tape) -> None:
@@ -195,25 +215,6 @@ def test_a_step_needs_nothing_of_the_host(
         for _ in range(2):
             training._step(sums, 7, ids, images, ids)
     assert all(parameter.grad is not None for parameter in placed.parameters())
-
-
-def test_a_second_interrupt_while_a_step_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextlib.contextmanager
-    def graph(*_: object, **__: object) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            raise RuntimeError("the capture was not ended")
-
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    for name in ("Stream", "CUDAGraph", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: mock.Mock())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    with pytest.raises(KeyboardInterrupt):
-        captured.CudaGraphs(torch.device("cuda", 0)).record(interrupted)
 
 
 @device_wanted
